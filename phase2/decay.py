@@ -1,0 +1,198 @@
+# Generated from notebooks/01_decay.ipynb; edit the notebook, not this file.
+"""Decay."""
+
+import math
+import warnings
+
+import torch
+import torch.nn.functional as F
+
+__all__ = [
+    "propagator",
+    "half_life",
+    "window",
+    "damping_ratio",
+    "quality_factor",
+    "decay_rate",
+    "spread_half_lives",
+    "decay_bias",
+    "DecayPotential",
+    "OVERDAMPED",
+    "OverdampedWarning",
+    "warn_overdamped",
+]
+
+
+# %% notebooks/01_decay.ipynb#propagator
+def propagator(potential, gamma, dt=1.0):
+    """What a free memory is multiplied by over a time step: equation (eq-propagator).
+
+    Args:
+        potential: V, real frequency, any shape, rad / time.
+        gamma: Γ, decay rate, broadcastable to `potential`, 1 / time.
+        dt: length of the step, time (default 1: time is counted in tokens).
+
+    Returns:
+        e^{−iV dt} e^{−Γ dt}, complex, of the broadcast shape.
+    """
+    potential, gamma = torch.broadcast_tensors(torch.as_tensor(potential), torch.as_tensor(gamma))
+    return torch.polar(torch.exp(-gamma * dt), -potential * dt)
+
+
+# %% notebooks/01_decay.ipynb#half-life
+def half_life(gamma):
+    """Time until half of a memory's amplitude is left: equation (eq-half-life), ln 2 / Γ.
+
+    Args:
+        gamma: Γ > 0, a float or a tensor of any shape, 1 / time.
+
+    Returns:
+        Half-life in units of time, of the shape of `gamma`.
+    """
+    return math.log(2) / gamma
+
+
+def window(gamma):
+    """Amplitude a memory written at every instant holds in all: equation (eq-half-life), 1 / Γ.
+
+    Args:
+        gamma: Γ > 0, a float or a tensor of any shape, 1 / time.
+
+    Returns:
+        Window in units of time, of the shape of `gamma`.
+    """
+    return 1 / gamma
+
+
+# %% notebooks/01_decay.ipynb#quality
+def damping_ratio(gamma, potential):
+    """Decay against rotation: equation (eq-quality), ζ = Γ / |V|.
+
+    Args:
+        gamma: Γ, tensor of any shape, 1 / time.
+        potential: V, broadcastable to `gamma`, rad / time.
+
+    Returns:
+        ζ, dimensionless: below 1 underdamped, 1 critical, above 1 overdamped.
+    """
+    return gamma / abs(potential)
+
+
+def quality_factor(gamma, potential):
+    """Rotation against decay: equation (eq-quality), Q = |V| / 2Γ.
+
+    Args:
+        gamma: Γ, tensor of any shape, 1 / time.
+        potential: V, broadcastable to `gamma`, rad / time.
+
+    Returns:
+        Q, dimensionless: 1/2 at the critical point.
+    """
+    return abs(potential) / (2 * gamma)
+
+
+# %% notebooks/01_decay.ipynb#decay-rate
+def decay_rate(raw, base_decay):
+    """Positive decay rate from an unconstrained number: equation (eq-rate).
+
+    Args:
+        raw: any real tensor.
+        base_decay: Γ_0 > 0, the floor, 1 / time.
+
+    Returns:
+        Γ > base_decay, of the shape of `raw`, 1 / time.
+
+    Raises:
+        ValueError: base_decay is not positive.
+    """
+    if not base_decay > 0:
+        raise ValueError(f"base_decay must be positive, got {base_decay}")
+    return base_decay + F.softplus(raw)
+
+
+# %% notebooks/01_decay.ipynb#spread
+def spread_half_lives(n_heads, base_decay, shortest=4.0, longest=4096.0):
+    """Half-lives of the heads at initialization: equation (eq-spread), even in the logarithm.
+
+    Args:
+        n_heads: H.
+        base_decay: Γ_0, 1 / time; no half-life is above half of what it allows.
+        shortest, longest: ends of the range, time.
+
+    Returns:
+        (H,) half-lives, ascending, time.
+    """
+    spread = torch.logspace(math.log10(shortest), math.log10(longest), n_heads)
+    return spread.clamp(max=half_life(base_decay) / 2)
+
+
+def decay_bias(half_lives, base_decay):
+    """The bias b_Γ at which :func:`decay_rate` gives these half-lives: equation (eq-spread).
+
+    Args:
+        half_lives: (H,), time, each below ln 2 / base_decay.
+        base_decay: Γ_0, 1 / time.
+
+    Returns:
+        (H,) bias.
+    """
+    return torch.log(torch.expm1(math.log(2) / half_lives - base_decay))
+
+
+# %% notebooks/01_decay.ipynb#potential
+class DecayPotential(torch.nn.Module):
+    """V and Γ of every head from the token at hand: equation (eq-rate).
+
+    At initialization the half-lives are spread (:func:`spread_half_lives`) and V is the rate of the
+    same half-life, so a head that lives long turns slowly: ζ is near 1. Both then follow the data.
+
+    Args:
+        d_model: width of the input.
+        n_heads: H.
+        base_decay: floor Γ_0 of the decay rate, 1 / time.
+        dt: time between two tokens; the half-lives are spread in tokens.
+    """
+
+    def __init__(self, d_model, n_heads, base_decay, dt=1.0):
+        super().__init__()
+        self.base_decay = base_decay
+        self.linear = torch.nn.Linear(d_model, 2 * n_heads)
+        half_lives = spread_half_lives(n_heads, base_decay * dt) * dt
+        frequencies = math.log(2) / (spread_half_lives(n_heads, 1e-9) * dt)
+        with torch.no_grad():
+            self.linear.weight.normal_(std=0.1 / math.sqrt(d_model))
+            self.linear.bias.copy_(torch.cat((frequencies, decay_bias(half_lives, base_decay))))
+
+    def forward(self, x):
+        """x (B, N, d_model) -> V (rad / time) and Γ (1 / time), each (B, N, H)."""
+        potential, raw = self.linear(x).chunk(2, dim=-1)
+        return potential, decay_rate(raw, self.base_decay)
+
+
+# %% notebooks/01_decay.ipynb#warn
+OVERDAMPED = 10.0  # Γ/|V| above which a memory cannot be said to turn at all
+
+
+class OverdampedWarning(UserWarning):
+    """The memory forgets much faster than it turns."""
+
+
+def warn_overdamped(gamma, potential):
+    """Warn when a memory forgets before it has turned: mean Γ / mean |V| above 10.
+
+    Args:
+        gamma: Γ, any shape, 1 / time.
+        potential: V, any shape, rad / time.
+
+    Returns:
+        True if it warned (:class:`OverdampedWarning`).
+    """
+    ratio = damping_ratio(gamma.mean(), potential.abs().mean()).item()
+    if ratio > OVERDAMPED:
+        warnings.warn(
+            f"Overdamped system detected: Γ/|V| = {ratio:.2f} (up to {OVERDAMPED:g} is fine). "
+            "Lower base_decay.",
+            OverdampedWarning,
+            stacklevel=2,
+        )
+    return ratio > OVERDAMPED

@@ -1,0 +1,411 @@
+# Generated from notebooks/02_memory.ipynb; edit the notebook, not this file.
+"""Hebbian memory."""
+
+import math
+
+import torch
+
+__all__ = [
+    "rotate",
+    "memory_step",
+    "check_memory",
+    "memory_recurrent",
+    "split",
+    "join",
+    "cumulative_angle",
+    "turn_into_frame",
+    "chunk_decays",
+    "carry",
+    "products",
+    "chunked_forward",
+    "rate_gradients",
+    "chunked_backward",
+    "ChunkedMemory",
+    "pad",
+    "memory_chunked",
+    "retrieval_snr",
+    "capacity",
+    "lag_snr",
+    "best_decay",
+]
+
+
+# %% notebooks/02_memory.ipynb#rotate
+def rotate(x, angle):
+    """Turn the last index of x by an angle, in planes (0, 1), (2, 3), …: R(θ) of (eq-memory).
+
+    Args:
+        x: real tensor (..., D), D even.
+        angle: θ, shape of `x` without its last dimension (or broadcastable to it), rad.
+
+    Returns:
+        R(θ) x, of the shape of `x`.
+    """
+    real, imag = x[..., 0::2], x[..., 1::2]
+    cos, sin = torch.cos(angle)[..., None], torch.sin(angle)[..., None]
+    return torch.stack((real * cos - imag * sin, real * sin + imag * cos), dim=-1).flatten(-2)
+
+
+# %% notebooks/02_memory.ipynb#step
+def memory_step(q, k, v, gamma, potential, eta, dt, fast_weights):
+    """One token of the memory: equation (eq-memory).
+
+    Args:
+        q, k, v: query, key (unit norm) and value, (B, H, D).
+        gamma, potential, eta: Γ (1 / time), V (rad / time) and learning rate, (B, H).
+        dt: time between two tokens.
+        fast_weights: W, (B, H, D, D), [key index, value index].
+
+    Returns:
+        y (B, H, D) and the new W (B, H, D, D).
+    """
+    # W_t = e^{-Γ_t dt} R(V_t dt) W_{t-1} + η_t k_t v_tᵀ
+    turned = rotate(fast_weights.mT, (potential * dt)[..., None]).mT  # (B, H, D, D)
+    kept = torch.exp(-gamma * dt)[..., None, None] * turned
+    fast_weights = kept + (eta[..., None] * k)[..., :, None] * v[..., None, :]
+    # y_t = W_tᵀ q_t
+    return (q[..., None, :] @ fast_weights).squeeze(-2), fast_weights
+
+
+# %% notebooks/02_memory.ipynb#checks
+def check_memory(q, k, v, gamma, potential, eta, fast_weights=None):
+    """Refuse inputs that the memory is not defined for, before anything is computed.
+
+    Raises:
+        ValueError: a wrong rank or shape, an odd head dimension, Γ ≤ 0, or a state that is not
+            finite; the message names the argument, its value and what is allowed.
+    """
+    if q.dim() != 4:
+        raise ValueError(f"q must have shape (B, N, H, D), got {tuple(q.shape)}")
+    batch, length, heads, dim = q.shape
+    if dim % 2:
+        raise ValueError(
+            f"the head dimension D must be even (R(V dt) turns pairs of entries), got D = {dim}"
+        )
+    shapes = {"k": (k, q.shape), "v": (v, q.shape)}
+    rates = {"gamma": gamma, "potential": potential, "eta": eta}
+    shapes |= {name: (value, q.shape[:3]) for name, value in rates.items()}
+    if fast_weights is not None:
+        shapes["state"] = (fast_weights, (batch, heads, dim, dim))
+    for name, (value, expected) in shapes.items():
+        if value.shape != expected:
+            raise ValueError(f"{name} must have shape {tuple(expected)}, got {tuple(value.shape)}")
+    if torch.compiler.is_compiling():
+        return  # what follows looks at values, and would break the graph
+    if length and not gamma.min() > 0:
+        raise ValueError(
+            f"gamma must be positive everywhere, its smallest value is {gamma.min().item():.4g}"
+        )
+    if fast_weights is not None and not torch.isfinite(fast_weights.sum()):
+        raise ValueError("state must be finite, it holds NaN or infinity")
+
+
+# %% notebooks/02_memory.ipynb#recurrent
+def memory_recurrent(q, k, v, gamma, potential, eta, dt=1.0, state=None):
+    """The memory over a sequence, token by token: the definition, equation (eq-memory).
+
+    Args:
+        q, k, v: query, key (unit norm) and value, (B, N, H, D), D even.
+        gamma: decay rate Γ > 0, (B, N, H), 1 / time.
+        potential: V, (B, N, H), rad / time.
+        eta: learning rate η, (B, N, H).
+        dt: time between two tokens.
+        state: W before the first token, (B, H, D, D); None is an empty memory.
+
+    Returns:
+        y (B, N, H, D) and W after the last token (B, H, D, D).
+
+    Raises:
+        ValueError: see :func:`check_memory`.
+    """
+    check_memory(q, k, v, gamma, potential, eta, state)
+    batch, length, heads, dim = q.shape
+    fast_weights = q.new_zeros(batch, heads, dim, dim) if state is None else state
+    outputs = []
+    for t in range(length):
+        token = (x[:, t] for x in (q, k, v, gamma, potential, eta))
+        y, fast_weights = memory_step(*token, dt, fast_weights)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1) if outputs else torch.empty_like(q), fast_weights
+
+
+# %% notebooks/02_memory.ipynb#frame
+def split(x, size):
+    """(B, N, H, …) -> (B, N / size, H, size, …): cut the token axis into chunks; a view."""
+    return x.unflatten(1, (-1, size)).transpose(2, 3)
+
+
+def join(x):
+    """(B, n, H, C, …) -> (B, n C, H, …): the inverse of :func:`split`."""
+    return x.transpose(2, 3).flatten(1, 2)
+
+
+# %% notebooks/02_memory.ipynb#angle
+def cumulative_angle(potential, dt):
+    """Φ_t = Σ V dt up to and including token t, wrapped to [0, 2π): equation (eq-rotating-frame).
+
+    Args:
+        potential: V, (B, N, H), rad / time.
+        dt: time between two tokens.
+
+    Returns:
+        Φ, (B, N, H), rad, in the dtype of `potential`; summed in float64, because float32 loses the
+        angle of a long sequence.
+    """
+    angle = (potential.double() * dt).cumsum(1)
+    return torch.remainder(angle, 2 * math.pi).to(potential.dtype)
+
+
+def turn_into_frame(x, spin, size):
+    """R(−Φ_t) x_t in chunks, equation (eq-rotating-frame).
+
+    One complex product, written once, in the layout that matrix products want.
+
+    Args:
+        x: (B, N, H, D).
+        spin: e^{−iΦ}, complex (B, N, H).
+        size: chunk length C.
+
+    Returns:
+        (B, N / C, H, C, D), contiguous.
+    """
+    pairs = split(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()), size)
+    out = torch.empty(pairs.shape, dtype=pairs.dtype, device=x.device)
+    return torch.view_as_real(torch.mul(pairs, split(spin, size)[..., None], out=out)).flatten(-2)
+
+
+# %% notebooks/02_memory.ipynb#decays
+def chunk_decays(decay, size):
+    """The four decays of equation (eq-chunk), none above 1.
+
+    Args:
+        decay: Γ dt, (B, N, H).
+        size: chunk length C.
+
+    Returns:
+        `within` M = e^{−(g_t − g_s)} for s ≤ t and 0 above the diagonal, (B, n, H, C, C);
+        `since` e^{−g_t}, from the start of the chunk to a token, (B, n, H, C, 1);
+        `until` e^{−(g_C − g_t)}, from a token to the end of the chunk, (B, n, H, C, 1);
+        `across` e^{−g_C}, the whole chunk, (B, n, H, 1, 1).
+    """
+    g = split(decay, size).cumsum(-1)
+    later = torch.ones(size, size, dtype=torch.bool, device=g.device).triu(1)
+    within = (g[..., None, :] - g[..., :, None]).masked_fill_(later, -torch.inf).exp_()
+    since, until = torch.exp(-g), torch.exp(g - g[..., -1:])
+    return within, since[..., None], until[..., None], since[..., -1, None, None]
+
+
+# %% notebooks/02_memory.ipynb#carry
+def carry(first, added, across):
+    """Hand a memory from chunk to chunk: x_{c+1} = across_c x_c + added_c.
+
+    Args:
+        first: x_0, (B, H, D, D).
+        added, across: (B, n, H, D, D) and (B, n, H, 1, 1).
+
+    Returns:
+        x at the start of every chunk, (B, n, H, D, D), and after the last one, (B, H, D, D).
+    """
+    starts = torch.empty_like(added)
+    for chunk in range(added.shape[1]):
+        starts[:, chunk] = first
+        first = torch.addcmul(added[:, chunk], first, across[:, chunk])
+    return starts, first
+
+
+def products(a, b, c, d):
+    """a @ b + c @ d for stacks of matrices, without an extra pass over the result."""
+    first = a.flatten(0, 2) @ b.flatten(0, 2)
+    return torch.baddbmm(first, c.flatten(0, 2), d.flatten(0, 2)).unflatten(0, a.shape[:3])
+
+
+# %% notebooks/02_memory.ipynb#forward
+def chunked_forward(q, k, v, decay, spin, eta, fast_weights, size):
+    """Equation (eq-chunk) for every chunk at once, in the rotating frame.
+
+    Args:
+        q, k, v: (B, N, H, D), N a multiple of `size`.
+        decay: Γ dt, (B, N, H).
+        spin: e^{−iΦ}, complex (B, N, H).
+        eta: η, (B, N, H).
+        fast_weights: W before the first token, (B, H, D, D).
+        size: chunk length C.
+
+    Returns:
+        Y (B, N, H, D), the last W̃ (B, H, D, D), and what the backward pass needs.
+    """
+    q, k = turn_into_frame(q, spin, size), turn_into_frame(k, spin, size)  # (B, n, H, C, D)
+    v = (split(v, size) * split(eta, size)[..., None]).contiguous()  # V_η
+    within, since, until, across = chunk_decays(decay, size)
+    scores = (q @ k.mT).mul_(within)  # Q̃ K̃ᵀ ⊙ M, (B, n, H, C, C)
+    written = (k * until).mT @ v  # what the chunk adds to the memory, (B, n, H, D, D)
+    starts, last = carry(fast_weights, written, across)
+    y = products(scores, v, q * since, starts)  # (B, n, H, C, D)
+    return join(y), last, (q, k, v, scores, starts, last, within, since, until, across)
+
+
+# %% notebooks/02_memory.ipynb#rate-gradients
+def rate_gradients(q, k, dq, dk, last, dlast):
+    """Gradients of Γ dt and of Φ from those of q̃ and k̃: equation (eq-complex-gradient).
+
+    Args:
+        q, k, dq, dk: q̃, k̃ and their gradients, complex, (B, n, H, C, D / 2).
+        last, dlast: the last W̃ and its gradient, (B, H, D, D).
+
+    Returns:
+        d(Γ dt) and dΦ, (B, N, H).
+    """
+    cq, ck = join((dq.conj() * q).sum(-1)), join((dk.conj() * k).sum(-1))  # (B, N, H)
+    dg = (ck - cq).real.clone()
+    dg[:, -1] -= (dlast * last).sum((-2, -1))  # the last memory has decayed by g_N as well
+    # g is a sum over the past, so the gradient of Γ dt is a sum over the future
+    return dg.flip(1).cumsum(1).flip(1), (cq + ck).imag
+
+
+# %% notebooks/02_memory.ipynb#backward
+def chunked_backward(saved, v, eta, spin, dy, dlast, size):
+    """Equations (eq-backward) and (eq-complex-gradient).
+
+    Args:
+        saved: the third result of :func:`chunked_forward`.
+        v, eta, spin: its arguments.
+        dy, dlast: gradients of Y (B, N, H, D) and of the last W̃ (B, H, D, D).
+        size: chunk length C.
+
+    Returns:
+        Gradients of q, k, v, Γ dt, Φ, η and the first W.
+    """
+    q, k, v_eta, scores, starts, last, within, since, until, across = saved
+    dy = split(dy, size).contiguous()  # (B, n, H, C, D)
+    dp = (dy @ v_eta.mT).mul_(within)
+    dy_since = dy * since
+    # the gradient of the memory, carried from the last chunk to the first
+    ends, dfirst = carry(dlast, (q.mT @ dy_since).flip(1), across.flip(1))
+    ends = ends.flip(1)
+    dq = products(dp, k, dy_since, starts.mT)
+    dk = products(dp.mT, q, v_eta * until, ends.mT)
+    dv = join(products(scores.mT, dy, k * until, ends))
+    q, k, dq, dk = (torch.view_as_complex(x.unflatten(-1, (-1, 2))) for x in (q, k, dq, dk))
+    ddecay, dangle = rate_gradients(q, k, dq, dk, last, dlast)
+    # back from the rotating frame: the inverse turn
+    dq, dk = (torch.view_as_real(join(x) * spin.conj()[..., None]).flatten(-2) for x in (dq, dk))
+    return dq, dk, dv * eta[..., None], ddecay, dangle, (dv * v).sum(-1), dfirst
+
+
+# %% notebooks/02_memory.ipynb#function
+class ChunkedMemory(torch.autograd.Function):
+    """:func:`chunked_forward` and :func:`chunked_backward` as one differentiable operation.
+
+    It computes in the dtype it is given: under autocast its products would lose the digits that
+    make it equal the recurrence.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, decay, angle, eta, fast_weights, size):
+        """q, k, v, Γ dt, Φ, η, W, C -> Y and the last W̃."""
+        spin = torch.polar(torch.ones_like(angle), -angle)
+        with torch.autocast(q.device.type, enabled=False):
+            y, last, saved = chunked_forward(q, k, v, decay, spin, eta, fast_weights, size)
+        ctx.save_for_backward(v, eta, spin, *saved)
+        ctx.size = size
+        return y, last
+
+    @staticmethod
+    def backward(ctx, dy, dlast):
+        """Gradients of Y and the last W̃ -> gradients of every tensor argument."""
+        v, eta, spin, *saved = ctx.saved_tensors
+        with torch.autocast(dy.device.type, enabled=False):
+            return *chunked_backward(saved, v, eta, spin, dy, dlast, ctx.size), None
+
+
+# %% notebooks/02_memory.ipynb#chunked
+def pad(x, extra):
+    """(B, N, …) -> (B, N + extra, …): zeros at the end of the token axis."""
+    return torch.cat((x, x.new_zeros(x.shape[0], extra, *x.shape[2:])), dim=1) if extra else x
+
+
+def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None, chunk_size=64):
+    """The memory over a sequence, chunk by chunk: equation (eq-chunk).
+
+    Equal to :func:`memory_recurrent`, outputs and gradients, to rounding.
+
+    Args:
+        q, k, v, gamma, potential, eta, dt, state: as for :func:`memory_recurrent`.
+        mask: (B, N) bool, False where there is no token: nothing is forgotten, turned or written
+            there, and y means nothing.
+        chunk_size: C, tokens handled by one matrix product; changes the speed, not the result.
+
+    Returns:
+        y (B, N, H, D) in the dtype of `q` and W after the last token (B, H, D, D), in float32 or
+        float64.
+
+    Raises:
+        ValueError: see :func:`check_memory`.
+    """
+    check_memory(q, k, v, gamma, potential, eta, state)
+    batch, length, heads, dim = q.shape
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    if state is None:
+        state = q.new_zeros(batch, heads, dim, dim, dtype=dtype)
+    if not length:
+        return torch.empty_like(q), state
+    if mask is not None:
+        gamma, potential, eta = (x * mask[..., None] for x in (gamma, potential, eta))
+    size = min(chunk_size, length)
+    inputs = (pad(x.to(dtype), -length % size) for x in (q, k, v, gamma * dt, potential, eta))
+    q_, k_, v_, decay, potential, eta = inputs
+    angle = cumulative_angle(potential, dt)
+    y, last = ChunkedMemory.apply(q_, k_, v_, decay, angle, eta, state.to(dtype), size)
+    # W_N = R(Φ_N) W̃_N
+    return y[:, :length].to(q.dtype), rotate(last.mT, angle[:, -1, :, None]).mT
+
+
+# %% notebooks/02_memory.ipynb#capacity
+def retrieval_snr(pairs, dim):
+    """Signal over crosstalk of one answer, random unit keys: equation (eq-retrieval-snr).
+
+    Args:
+        pairs: P > 1, associations stored.
+        dim: d, key dimension.
+    """
+    return math.sqrt(dim / (pairs - 1))
+
+
+def capacity(key_dim, value_dim):
+    """Largest P with 2 P ln P ≤ d_k d_v: equation (eq-capacity).
+
+    Args:
+        key_dim, value_dim: d_k and d_v.
+
+    Returns:
+        P, an int: about how many associations can be told apart by the best match.
+    """
+    pairs = 1
+    while 2 * (pairs + 1) * math.log(pairs + 1) <= key_dim * value_dim:
+        pairs += 1
+    return pairs
+
+
+# %% notebooks/02_memory.ipynb#lag
+def lag_snr(lag, gamma, dim):
+    """Retrieval SNR, in a decaying memory, of what was written `lag` tokens ago: (eq-lag-snr).
+
+    Args:
+        lag: m ≥ 0, tokens; a float or a tensor.
+        gamma: Γ dt > 0, per token; a float or a tensor.
+        dim: d, key dimension.
+    """
+    lag, gamma = torch.as_tensor(lag), torch.as_tensor(gamma)
+    return torch.exp(-gamma * lag) * torch.sqrt(-dim * torch.expm1(-2 * gamma))
+
+
+def best_decay(lag):
+    """The Γ dt at which what was written `lag` tokens ago is read best: (eq-lag-snr), ≈ 1 / 2m.
+
+    Args:
+        lag: m > 0, tokens.
+
+    Returns:
+        Γ dt per token, exact: the zero of d SNR / dΓ, ln(1 + 1/m) / 2.
+    """
+    return math.log1p(1 / lag) / 2

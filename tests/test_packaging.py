@@ -1,0 +1,97 @@
+"""What is installed: a wheel of phase2 alone that needs torch alone, and lists that agree."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
+OPTIONAL = {"cli", "display"}  # modules that an extra serves
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_core_depends_on_torch_alone():
+    assert [Requirement(line).name for line in PROJECT["dependencies"]] == ["torch"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "phase2").glob("*.py")), ids=lambda path: path.stem)
+def test_modules_import_torch_alone(path):
+    if path.stem in OPTIONAL:
+        pytest.skip("an extra serves this module")
+    nodes = ast.parse(path.read_text()).body
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+    assert foreign <= {"torch", "phase2"}
+
+
+def test_importing_phase2_loads_no_plotting():
+    loaded = (
+        "import sys, phase2; print(*{'matplotlib', 'IPython', 'ipywidgets'} & set(sys.modules))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", loaded], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert shown.stdout.strip() == ""
+
+
+def test_wheel_holds_phase2_alone(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ["pyproject.toml", "LICENSE", "README.md"]:
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, source)
+    for name in ["phase2", "book", "tests"]:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.egg-info"))
+    command = [sys.executable, "-m", "pip", "wheel", str(source), "--wheel-dir", str(tmp_path)]
+    subprocess.run([*command, "--quiet", "--no-deps", "--no-build-isolation"], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {"phase2", f"{wheel.stem[:12]}.dist-info"}
+    modules = {name for name in names if name.startswith("phase2/")}
+    assert modules == {f"phase2/{path.name}" for path in (ROOT / "phase2").glob("*.py")}
+
+
+def test_constraints_are_names_and_versions():
+    assert CONSTRAINTS
+    assert not [line for line in CONSTRAINTS if not re.fullmatch(r"[\w.-]+==[\w.]+", line)]
+    assert "torch==2.13.0" in CONSTRAINTS
+
+
+def test_constraints_pin_every_extra_that_make_installs():
+    pinned = {canonical(line.split("==")[0]) for line in CONSTRAINTS}
+    extras = PROJECT["optional-dependencies"]
+    wanted = [Requirement(line) for extra in ["book", "test", "train"] for line in extras[extra]]
+    assert not {canonical(wish.name) for wish in wanted} - pinned
+
+
+def test_constraints_are_within_the_ranges():
+    pinned = {canonical(n): v for n, v in (line.split("==") for line in CONSTRAINTS)}
+    lines = [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
+    for wish in map(Requirement, lines):
+        version = pinned.get(canonical(wish.name))
+        assert version is None or wish.specifier.contains(version), wish
+
+
+def test_environment_hands_over_to_pip():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert set(environment) == {"name", "channels", "dependencies"}
+    python, pip, handed = environment["dependencies"]
+    assert python.startswith("python=3.") and pip == "pip"
+    assert handed["pip"] == ["-c constraints.txt", "-e .[book,test,train]", "-e book"]
+    named = re.search(r"\[(.+)\]", handed["pip"][1])[1].split(",")
+    assert set(named) <= set(PROJECT["optional-dependencies"])
+    assert (ROOT / "book" / "pyproject.toml").exists()
