@@ -111,7 +111,7 @@ def decay_rate(raw, base_decay):
 
 
 # %% notebooks/01_decay.ipynb#spread
-def spread_half_lives(n_heads, base_decay, shortest=4.0, longest=4096.0):
+def spread_half_lives(n_heads, base_decay, shortest=4.0, longest=2048.0):
     """Half-lives of the heads at initialization: equation (eq-spread), even in the logarithm.
 
     Args:

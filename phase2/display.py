@@ -288,7 +288,9 @@ def _png(figure: Any) -> bytes:
     figure.savefig(true, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     _require("matplotlib.pyplot").close(figure)  # or the notebook shows it a second time
     colors = image.open(true).convert("RGB")
-    colors.quantize(PALETTE, dither=image.Dither.NONE).save(few, format="png", optimize=True)
+    # Maximum coverage keeps rare colors, such as a color bar's, which the default would merge.
+    colors = colors.quantize(PALETTE, image.Quantize.MAXCOVERAGE, dither=image.Dither.NONE)
+    colors.save(few, format="png", optimize=True)
     return few.getvalue()
 
 

@@ -324,6 +324,7 @@ def pad(x, extra):
     return torch.cat((x, x.new_zeros(x.shape[0], extra, *x.shape[2:])), dim=1) if extra else x
 
 
+# %% notebooks/02_memory.ipynb#chunked-memory
 def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None, chunk_size=64):
     """The memory over a sequence, chunk by chunk: equation (eq-chunk).
 
@@ -351,6 +352,10 @@ def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None
         return torch.empty_like(q), state
     if mask is not None:
         gamma, potential, eta = (x * mask[..., None] for x in (gamma, potential, eta))
+    if length == 1:  # decoding: one token needs no chunk, and no chunk's overhead
+        token = (x[:, 0].to(dtype) for x in (q, k, v, gamma, potential, eta))
+        y, last = memory_step(*token, dt, state.to(dtype))
+        return y[:, None].to(q.dtype), last
     size = min(chunk_size, length)
     inputs = (pad(x.to(dtype), -length % size) for x in (q, k, v, gamma * dt, potential, eta))
     q_, k_, v_, decay, potential, eta = inputs

@@ -4,6 +4,8 @@ import hypothesis
 import pytest
 import torch
 
+torch.set_num_threads(1)  # small tensors: more threads cost more than they bring
+
 hypothesis.settings.register_profile("phase2", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("phase2")
 

@@ -5,6 +5,7 @@ import html
 import importlib
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -28,7 +29,9 @@ def style():
     with matplotlib.rc_context():
         use_style()
         yield
-    assert plt.get_fignums() == [], "a figure was left open"
+    left_open = plt.get_fignums()
+    plt.close("all")
+    assert left_open == []
 
 
 def draw(gamma, omega=1):
@@ -69,9 +72,28 @@ def test_picture_is_small_and_keeps_its_colors():
     pixels = importlib.import_module("PIL.Image").open(io.BytesIO(data)).convert("RGB")
     assert pixels.width > 900
     present = {color for _, color in pixels.getcolors(1000)}
+    assert (255, 255, 255) in present
     for want in display.COLORS[:5]:
         rgb = tuple(int(want[i : i + 2], 16) for i in (1, 3, 5))
         assert min(sum(abs(a - b) for a, b in zip(rgb, p, strict=True)) for p in present) < 12
+
+
+def test_a_color_bar_keeps_its_gradient():
+    """Colors that are rare in the picture are not merged with their neighbors in the bar."""
+
+    def heat_map():
+        fig, ax = plt.subplots(figsize=(4.6, 3.6))
+        values = [[math.sin(i * j + i + j) ** 3 / 3 for i in range(64)] for j in range(64)]
+        fig.colorbar(ax.imshow(values, cmap="RdBu", vmin=-1, vmax=1))
+        return fig
+
+    true, fig = io.BytesIO(), heat_map()
+    fig.savefig(true, format="png")
+    plt.close(fig)
+    kept = io.BytesIO(base64.b64decode(Picture(heat_map(), "waves").uri.partition(",")[2]))
+    image = importlib.import_module("PIL.Image")
+    pixels = [image.open(file).convert("RGB").tobytes() for file in (true, kept)]
+    assert max(abs(a - b) for a, b in zip(*pixels, strict=True)) <= 12  # of 255
 
 
 def test_picture_carries_its_alternative_text():

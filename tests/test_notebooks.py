@@ -37,7 +37,8 @@ def output_text(cell):
     """Everything a cell stored except pictures, whose base64 may hold any letters."""
     for output in cell.outputs:
         shown = {mime: data for mime, data in output.get("data", {}).items() if "image" not in mime}
-        text = json.dumps({**output, "data": shown}, ensure_ascii=False)
+        text = json.dumps({**output, "data": shown})
+        text = re.sub(r"\\u001b\[[\d;]*m", " ", text)  # a traceback colors its paths
         yield re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text)
 
 

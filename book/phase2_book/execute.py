@@ -18,9 +18,12 @@ LANGUAGE = {
     "pygments_lexer": "ipython3",
 }
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# Each starts at the start of a word: tried at every character, a picture of 1 MB would take minutes.
-CELL_FILE = re.compile(r"(?<![^\s\"'])[^\s\"']*ipykernel_\d+[/\\]\d+\.py")  # where a warning is from
-LIBRARY = re.compile(r"(?<![\w.+/-])(?:/[\w.+-]+)*/(?:site-packages|lib/python3\.\d+)/")
+# They start at the start of a word: tried everywhere, a picture of 1 MB would take minutes.
+CELL_FILE = re.compile(r"(?<![^\s\"'])[^\s\"']*ipykernel_\d+[/\\]\d+\.py")
+LIBRARY = re.compile(
+    r"(?:(?<![\w.+/-])|(?<=\x1b\[\d\dm))"  # a traceback colors its paths
+    r"~?(?:/[\w.+-]+)*/(?:site-packages|lib/python3\.\d+)/"
+)
 
 
 def portable(value, root: str):

@@ -1,0 +1,625 @@
+# Generated from notebooks/07_model.ipynb; edit the notebook, not this file.
+"""The model."""
+
+import difflib
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from phase2.consolidation import MemoryState, empty_memory, remember
+from phase2.decay import DecayPotential, half_life, warn_overdamped
+from phase2.resonance import BASES, resonance_basis, resonance_info
+from phase2.snr import snr_stats
+from phase2.stability import (
+    coherence,
+    controller,
+    energy,
+    stability_metrics,
+    violated,
+    warn_unstable,
+)
+
+__all__ = [
+    "whole",
+    "real",
+    "one_of",
+    "RULES",
+    "check_keys",
+    "Phase2Config",
+    "learning_rate",
+    "look_back",
+    "Phase2Block",
+    "Layout",
+    "move",
+    "move_back",
+    "each",
+    "enter",
+    "leave",
+    "plan",
+    "Phase2State",
+    "empty_state",
+    "check_input",
+    "run_blocks",
+    "run",
+    "is_plain",
+    "advance",
+    "stability_of",
+    "diagnose_layers",
+    "watch",
+    "statistics",
+    "PRESETS",
+    "initialize",
+    "to_config",
+    "leave_behind",
+    "forget",
+    "predict",
+    "Phase2IntegratedModel",
+    "create_phase2_model",
+]
+
+
+# %% notebooks/07_model.ipynb#rules
+def whole(lowest):
+    """Rule for an int of at least `lowest`: a predicate, and what it allows in words."""
+
+    def allowed(value):
+        return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+
+    return allowed, f"an integer of at least {lowest}"
+
+
+def real(lowest, highest=math.inf, above=False):
+    """Rule for a finite number from `lowest` (or `above` it) up to `highest`, likewise."""
+
+    def allowed(value):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        return (
+            math.isfinite(value) and lowest <= value <= highest and not (above and value == lowest)
+        )
+
+    upper = f" and at most {highest:g}" if highest < math.inf else ""
+    return allowed, f"a number {'above' if above else 'of at least'} {lowest:g}{upper}"
+
+
+def one_of(names):
+    """Rule for one of some names, likewise."""
+    return lambda value: value in names, "one of " + ", ".join(names)
+
+
+# %% notebooks/07_model.ipynb#config-rules
+RULES = {
+    **dict.fromkeys(["vocab_size", "d_model", "n_layers", "n_heads"], whole(1)),
+    **dict.fromkeys(["n_seq", "consolidate_every"], whole(1)),
+    **dict.fromkeys(["base_decay", "dt", "hebbian_eta", "snr_threshold"], real(0, above=True)),
+    **dict.fromkeys(["snr_gamma_boost", "snr_eta_boost", "gamma_adjust_rate"], real(0)),
+    "resonance_strength": real(0, highest=1),
+    "resonance_basis": one_of(BASES),
+}
+
+
+def check_keys(keys, known):
+    """Refuse a key that is not known, with the nearest one that is.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+            raise ValueError(f"unknown configuration key {key!r}{hint}")
+
+
+# %% notebooks/07_model.ipynb#config
+@dataclass(frozen=True)
+class Phase2Config:
+    """Every choice of a model; :data:`RULES` has what is allowed, ValueError names what is not."""
+
+    vocab_size: int = 256  # bytes
+    d_model: int = 256
+    n_layers: int = 4
+    n_heads: int = 4  # each of width d_model / n_heads, an even number
+    n_seq: int = 1024  # length it is trained at; any length runs
+    base_decay: float = 1e-4  # floor of Γ, 1 / time
+    dt: float = 1.0  # time between two tokens
+    hebbian_eta: float = 0.1  # η at initialization; a token chooses between 0 and twice it
+    consolidate_every: int = 128  # tokens
+    snr_threshold: float = 2.0  # in units of the noise
+    snr_gamma_boost: float = 1.0  # Γ · time added to what is noise, at each consolidation
+    snr_eta_boost: float = 0.0  # most that is added to η, relative; off, as it does not help
+    resonance_basis: str = "zeta"
+    resonance_strength: float = 0.01  # most that a mode loses at each consolidation, relative
+    gamma_adjust_rate: float = 0.01  # most that the controller adds to Γ, 1 / time
+
+    def __post_init__(self):
+        for name, (allowed, meaning) in RULES.items():
+            if not allowed(getattr(self, name)):
+                raise ValueError(f"{name} must be {meaning}, got {getattr(self, name)!r}")
+        if self.d_model % (2 * self.n_heads):
+            need = f"an even multiple of n_heads = {self.n_heads}, for heads turn pairs of entries"
+            raise ValueError(f"d_model must be {need}; got {self.d_model}")
+
+    to_dict = asdict
+
+    @classmethod
+    def from_dict(cls, values):
+        """The inverse of `to_dict`; an unknown key is a ValueError with a suggestion."""
+        check_keys(values, list(cls.__dataclass_fields__))
+        return cls(**values)
+
+
+# %% notebooks/07_model.ipynb#block-functions
+def learning_rate(raw, hebbian_eta):
+    """η = 2 η_0 σ(raw), between 0 and 2 η_0.
+
+    Args:
+        raw: any real tensor.
+        hebbian_eta: η_0, the rate at raw = 0.
+    """
+    return 2 * hebbian_eta * torch.sigmoid(raw)
+
+
+# %% notebooks/07_model.ipynb#look-back
+def look_back(k, mix, state, mask=None):
+    """Unit keys that look back one token: k_t ← (1 − μ) k_t + μ k_{t−1}, scaled to length 1.
+
+    Args:
+        k: (B, N, H, D).
+        mix: μ, (H, D).
+        state: MemoryState with the key before the first token.
+        mask: (B, N) bool, False where a row has no token; tokens come first in a row.
+
+    Returns:
+        Keys (B, N, H, D) with ‖k‖ = 1, and the state with each row's last raw key.
+    """
+    wide = torch.promote_types(k.dtype, torch.float32)
+    keys = torch.cat((state.last_key[:, None].to(k.dtype), k), dim=1)  # (B, 1 + N, H, D)
+    before, last = keys[:, :-1], keys[:, -1]
+    if mask is not None:
+        column = torch.arange(1, 1 + k.shape[1], device=k.device) * mask  # 0 where there is none
+        last = keys[torch.arange(len(k), device=k.device), F.pad(column, (1, 0)).amax(1)]
+        # tokens of a row are contiguous: the first is the one behind a gap, if there is a gap
+        first = mask & ~F.pad(mask, (1, 0), value=True)[:, :-1]
+        before = torch.where(first[..., None, None], keys[:, :1], before)
+    mixed = torch.lerp(k, before, mix.to(k.dtype))
+    return F.normalize(mixed, dim=-1), state._replace(last_key=last.to(wide))
+
+
+# %% notebooks/07_model.ipynb#block
+class Phase2Block(torch.nn.Module):
+    """Memory, then a two-layer network: equation (eq-block).
+
+    Attributes:
+        fast_weight_state: W after the model's last call, detached, (B, H, D, D), or None.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        d, heads = config.d_model, config.n_heads
+        self.config, self.fast_weight_state = config, None
+        self.memory_norm = torch.nn.LayerNorm(d)
+        self.qkv = torch.nn.Linear(d, 3 * d, bias=False)
+        self.potential = DecayPotential(d, heads, config.base_decay, config.dt)
+        self.eta = torch.nn.Linear(d, heads)
+        self.key_mix = torch.nn.Parameter(torch.full((heads, d // heads), 0.5))
+        self.out = torch.nn.Linear(d, d, bias=False)
+        self.mlp_norm = torch.nn.LayerNorm(d)
+        self.up = torch.nn.Linear(d, 4 * d, bias=False)
+        self.down = torch.nn.Linear(4 * d, d, bias=False)
+        basis = resonance_basis(config.resonance_basis, d // heads)
+        self.register_buffer("basis", basis, persistent=False)
+
+    def forward(self, x, state, position, mask=None):
+        """x (B, N, d_model), MemoryState, tokens read before -> x, state, Γ and V (B, N, H)."""
+        h = self.memory_norm(x)
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.config.n_heads, -1)).unbind(2)  # (B, N, H, D)
+        wide = torch.promote_types(x.dtype, torch.float32)  # rates need more digits than a half has
+        potential, gamma = (rate.to(wide) for rate in self.potential(h))  # (B, N, H)
+        eta = learning_rate(self.eta(h).to(wide), self.config.hebbian_eta)
+        keys, state = look_back(k, self.key_mix, state, mask)
+        y, gamma, state = remember(
+            q, keys, v, gamma, potential, eta, state, position, self.basis, self.config, mask
+        )
+        x = x + self.out(F.layer_norm(y, y.shape[-1:]).flatten(2))
+        x = x + self.down(F.gelu(self.up(self.mlp_norm(x))))
+        return x, state, gamma, potential
+
+
+# %% notebooks/07_model.ipynb#layout
+class Layout(NamedTuple):
+    """Where each token of a padded or packed batch goes: into a row of its document's own.
+
+    Attributes:
+        source: row of the batch and position in it, two (T,) indices, for the T real tokens.
+        target: row of the document and position in it, two (T,) indices.
+        shape: (rows, length) of the batch of documents.
+        rows: the rows of the batch that hold a token, (R,).
+        first, last: the first and last document of each of them, (R,).
+        length: tokens in the last document of each of them, (R,).
+    """
+
+    source: tuple
+    target: tuple
+    shape: tuple
+    rows: Tensor
+    first: Tensor
+    last: Tensor
+    length: Tensor
+
+
+# %% notebooks/07_model.ipynb#layout-move
+def move(x, layout):
+    """(B, N, …) -> (rows, length, …), zero where there is no token."""
+    return x.new_zeros(*layout.shape, *x.shape[2:]).index_put(layout.target, x[layout.source])
+
+
+def move_back(x, layout, like):
+    """(rows, length, …) -> (B, N, …) for a batch of the shape of `like`, zero at padding."""
+    return x.new_zeros(*like.shape, *x.shape[2:]).index_put(layout.source, x[layout.target])
+
+
+def each(function, states, others):
+    """Apply a function to each pair of tensors in two tuples of MemoryState."""
+    pairs = zip(states, others, strict=True)
+    return tuple(MemoryState(*map(function, state, other)) for state, other in pairs)
+
+
+def enter(states, layout, empty):
+    """States (B, …) -> states of the documents: a row's first one continues, others are new."""
+
+    def take(x, new):
+        return new.index_copy(0, layout.first, x[layout.rows].to(new.dtype))
+
+    return each(take, states, empty)
+
+
+def leave(states, layout, before):
+    """States of the documents -> states (B, …): that of a row's last document."""
+
+    def take(x, old):
+        return old.to(x.dtype).index_copy(0, layout.rows, x[layout.last])
+
+    return each(take, states, before)
+
+
+# %% notebooks/07_model.ipynb#layout-plan
+def plan(attention_mask, offsets):
+    """Plan the move of a padded or packed batch.
+
+    Args:
+        attention_mask: (B, N) int, 0 for padding, else the number of the document.
+        offsets: (B,) how far each row already is in its current stretch.
+
+    Returns:
+        Layout.
+    """
+    rows, columns = attention_mask.nonzero(as_tuple=True)  # in reading order
+    number = attention_mask[rows, columns]
+    fresh = torch.ones_like(rows, dtype=torch.bool)  # does this token start a document?
+    fresh[1:] = (rows[1:] != rows[:-1]) | (number[1:] != number[:-1])
+    document = fresh.cumsum(0) - 1
+    starts = fresh.nonzero().squeeze(1)
+    owner = rows[starts]  # row of the batch that each document comes from
+    held, count = owner.unique_consecutive(return_counts=True)
+    last = count.cumsum(0) - 1
+    first = last - count + 1
+    begin = torch.zeros_like(owner)  # a document that continues starts inside its stretch
+    begin[first] = offsets.to(owner.device)[held]
+    place = torch.arange(len(rows), device=rows.device) - starts[document] + begin[document]
+    shape = (len(owner), int(place.max()) + 1) if len(place) else (0, 0)
+    length = torch.bincount(document)[last] if len(rows) else last
+    return Layout((rows, columns), (document, place), shape, held, first, last, length)
+
+
+# %% notebooks/07_model.ipynb#model-state
+class Phase2State(NamedTuple):
+    """All that a model carries from one call to the next, of the same size however much was read.
+
+    Attributes:
+        layers: one MemoryState a layer.
+        position: (B,) tokens read since the reset, on the CPU.
+    """
+
+    layers: tuple
+    position: Tensor
+
+
+def empty_state(config, batch, device=None):
+    """The state of a model that has read nothing: Phase2Config, B -> Phase2State."""
+    dim = config.d_model // config.n_heads
+    layers = (empty_memory(batch, config.n_heads, dim, device) for _ in range(config.n_layers))
+    return Phase2State(tuple(layers), torch.zeros(batch, dtype=torch.long))
+
+
+# %% notebooks/07_model.ipynb#check-input
+def check_input(input_ids, attention_mask, state, config):
+    """Refuse a call that cannot mean anything, before anything is computed.
+
+    Raises:
+        ValueError: wrong rank or type of `input_ids`, an id outside the vocabulary, a mask or a
+            state that does not fit.
+    """
+    if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        got = f"{tuple(input_ids.shape)} of {input_ids.dtype}"
+        raise ValueError(f"input_ids must be integers of shape (B, N), got {got}")
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        got, want = tuple(attention_mask.shape), tuple(input_ids.shape)
+        raise ValueError(f"attention_mask must have the shape of input_ids, {want}, got {got}")
+    if state is not None and len(state.position) != len(input_ids):
+        raise ValueError(
+            f"state is for a batch of {len(state.position)}, got {len(input_ids)} rows"
+        )
+    if input_ids.numel() and not torch.compiler.is_compiling():
+        low, high = input_ids.min().item(), input_ids.max().item()
+        if low < 0 or high >= config.vocab_size:
+            wrong, size = low if low < 0 else high, config.vocab_size
+            raise ValueError(
+                f"input_ids must be from 0 to {size - 1} (vocab_size {size}), got {wrong}"
+            )
+
+
+# %% notebooks/07_model.ipynb#run
+def run_blocks(model, input_ids, layers, position, mask=None):
+    """Tokens through embedding, blocks and head.
+
+    Returns:
+        Logits (B, N, vocab_size), the new states, and Γ and V of every layer, (B, N, H).
+    """
+    x, states, gammas, potentials = model.embedding(input_ids), [], [], []
+    for block, state in zip(model.blocks, layers, strict=True):
+        x, state, gamma, potential = block(x, state, position, mask)
+        states.append(state), gammas.append(gamma), potentials.append(potential)
+    return model.head(model.norm(x)), tuple(states), gammas, potentials
+
+
+def run(model, input_ids, state, attention_mask):
+    """:func:`run_blocks` for any batch: one that is padded or packed is laid out first.
+
+    Returns:
+        Logits, the new Phase2State, and Γ and V of every layer.
+    """
+    if is_plain(attention_mask, state.position):
+        position = int(state.position[0]) if len(state.position) else 0
+        logits, layers, *rates = run_blocks(model, input_ids, state.layers, position)
+        return logits, Phase2State(layers, state.position + input_ids.shape[1]), *rates
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    every = model.config.consolidate_every
+    layout = plan(attention_mask, state.position % every)
+    empty = empty_state(model.config, layout.shape[0], input_ids.device)
+    start = enter(state.layers, layout, empty.layers)
+    mask = move(torch.ones_like(input_ids, dtype=torch.bool), layout)
+    ids = move(input_ids, layout)
+    # column 0 begins a stretch; at position 0 that would be before the first token of all
+    position = every if state.position.any() else 0
+    logits, layers, *rates = run_blocks(model, ids, start, position, mask)
+    logits = move_back(logits, layout, input_ids)
+    rates = [[move_back(x, layout, input_ids) for x in rate] for rate in rates]
+    layers = leave(layers, layout, state.layers)
+    return logits, Phase2State(layers, advance(state.position, layout)), *rates
+
+
+# %% notebooks/07_model.ipynb#run-helpers
+def is_plain(attention_mask, position):
+    """Does every row of the batch hold one document without padding, all equally far along?"""
+    if len(position) > 1 and bool((position != position[0]).any()):
+        return False
+    if attention_mask is None or not attention_mask.numel():
+        return True
+    first = attention_mask[:, :1]
+    return bool(((attention_mask == first) & (first != 0)).all())
+
+
+def advance(position, layout):
+    """Position of each row after the call: that of its last document."""
+    rows, one = layout.rows.cpu(), (layout.first == layout.last).cpu()
+    began = torch.where(one, position[rows], 0)
+    return position.index_copy(0, rows, began + layout.length.cpu())
+
+
+# %% notebooks/07_model.ipynb#diagnose
+def stability_of(state, elapsed, config):
+    """:func:`~phase2.stability.stability_metrics`, `elapsed` (B,) after the last consolidation."""
+    now = energy(state.fast_weights)
+    driven = coherence(now, state.bound, state.incoherent)
+    shift = controller(state.coherence, config.gamma_adjust_rate)
+    return stability_metrics(now, state.energy, elapsed[:, None], state.bound, driven, shift)
+
+
+def diagnose_layers(model, state, gammas):
+    """What each layer's memory looks like after a call.
+
+    Returns:
+        dict of lists, one entry a layer: `gamma_values` (B, N, H), and the dicts of
+        :func:`~phase2.snr.snr_stats`, :func:`~phase2.resonance.resonance_info` and
+        :func:`~phase2.stability.stability_metrics` as `snr_stats`, `resonance_info` and
+        `stability_metrics`.
+    """
+    config, every = model.config, model.config.consolidate_every
+    elapsed = ((state.position - 1).clamp(min=0) % every + 1) * config.dt
+    elapsed = elapsed.to(model.embedding.weight.device)
+    pairs = list(zip(model.blocks, (s.fast_weights.detach() for s in state.layers), strict=True))
+    return {
+        "gamma_values": [gamma.detach() for gamma in gammas],
+        "snr_stats": [snr_stats(w, config.snr_threshold) for _, w in pairs],
+        "resonance_info": [resonance_info(w, block.basis) for block, w in pairs],
+        "stability_metrics": [stability_of(s, elapsed, config) for s in state.layers],
+    }
+
+
+# %% notebooks/07_model.ipynb#watch
+def watch(model, gammas, potentials, state):
+    """Warn, once per model and cause, of memories that are overdamped or driven.
+
+    Looking costs a synchronization with the device, so a model looks at its first call and whenever
+    diagnostics are asked for.
+    """
+    model.watched = True
+    if "overdamped" not in model.warned and gammas[0].numel():
+        gamma, potential = (torch.stack(x).detach() for x in (gammas, potentials))
+        if warn_overdamped(gamma, potential):
+            model.warned.add("overdamped")
+    for layer in state.layers if "unstable" not in model.warned else ():
+        now = energy(layer.fast_weights.detach())
+        driven = coherence(now, layer.bound, layer.incoherent)
+        unstable = violated(now, layer.energy, driven, layer.coherence)
+        if warn_unstable(unstable, now, model.config.gamma_adjust_rate):
+            model.warned.add("unstable")
+            return
+
+
+# %% notebooks/07_model.ipynb#statistics
+def statistics(model):
+    """Sizes of a model and of what its memories hold.
+
+    Returns:
+        dict with `num_parameters`, `num_trainable_parameters`, `num_layers` and `block_stats`, for
+        each block `num_parameters`, the Frobenius `fast_weight_norm` after the last call (None
+        before any), and the `half_life` of each head at an average input, in units of time.
+    """
+    parameters = list(model.parameters())
+    blocks = []
+    for block in model.blocks:
+        state, mean = block.fast_weight_state, torch.zeros_like(block.qkv.weight[0])
+        lives = half_life(block.potential(mean)[1]).tolist()
+        norm = None if state is None else state.float().norm().item()
+        size = sum(p.numel() for p in block.parameters())
+        blocks.append({"num_parameters": size, "fast_weight_norm": norm, "half_life": lives})
+    return {
+        "num_parameters": sum(p.numel() for p in parameters),
+        "num_trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "num_layers": len(blocks),
+        "block_stats": blocks,
+    }
+
+
+# %% notebooks/07_model.ipynb#initialize
+PRESETS = {
+    "small": Phase2Config(d_model=256, n_layers=4, n_heads=4, n_seq=512),
+    "base": Phase2Config(d_model=512, n_layers=8, n_heads=8, n_seq=1024),
+    "large": Phase2Config(d_model=1024, n_layers=24, n_heads=16, n_seq=2048),
+}
+
+
+def initialize(model):
+    """Weights of a new model: unit embedding, residual branches that sum to one, a faint head."""
+    depth = 2 * len(model.blocks)
+    with torch.no_grad():
+        for block in model.blocks:
+            for branch in (block.out, block.down):
+                branch.weight.normal_(std=(depth * branch.in_features) ** -0.5)
+            block.eta.weight.normal_(std=0.1 * block.eta.in_features**-0.5)
+            block.eta.bias.zero_()
+        model.head.weight.normal_(std=0.5 * model.head.in_features**-0.5)
+
+
+def to_config(config, values):
+    """A Phase2Config from one, or from its fields by name, but not from both."""
+    if config is None:
+        return Phase2Config.from_dict(values)
+    if values:
+        raise ValueError(f"give config or its fields, not both; got config and {', '.join(values)}")
+    if not isinstance(config, Phase2Config):
+        raise TypeError(f"config must be a Phase2Config, got {type(config).__name__}")
+    return config
+
+
+# %% notebooks/07_model.ipynb#leave-behind
+def leave_behind(model, state):
+    """Keep the final memories, detached, on the blocks: there to be looked at, never read again."""
+    for block, layer in zip(model.blocks, state.layers, strict=True):
+        block.fast_weight_state = layer.fast_weights.detach()
+
+
+def forget(model):
+    """Clear what the last call left behind."""
+    for block in model.blocks:
+        block.fast_weight_state = None
+
+
+# %% notebooks/07_model.ipynb#predict
+def predict(
+    model, input_ids, state=None, attention_mask=None, return_diagnostics=False, return_state=False
+):
+    """Logits of the next token at every position, (B, N, vocab_size): a model's `forward`.
+
+    Args:
+        model: Phase2IntegratedModel.
+        input_ids: (B, N) integers below vocab_size; any N.
+        state: Phase2State to go on from; None is an empty memory.
+        attention_mask: (B, N), 0 for padding; other numbers tell packed documents apart.
+        return_diagnostics: also return :func:`diagnose_layers`; changes no logit.
+        return_state: also return the Phase2State after the last token.
+
+    Returns:
+        Logits; then the diagnostics and the state, if asked for.
+
+    Raises:
+        ValueError: see :func:`check_input`.
+    """
+    check_input(input_ids, attention_mask, state, model.config)
+    if state is None:
+        state = empty_state(model.config, len(input_ids), input_ids.device)
+    logits, state, gammas, potentials = run(model, input_ids, state, attention_mask)
+    leave_behind(model, state)
+    if return_diagnostics or not model.watched:
+        watch(model, gammas, potentials, state)
+    diagnostics = (diagnose_layers(model, state, gammas),) if return_diagnostics else ()
+    extra = (*diagnostics, state) if return_state else diagnostics
+    return (logits, *extra) if extra else logits
+
+
+# %% notebooks/07_model.ipynb#model
+class Phase2IntegratedModel(torch.nn.Module):
+    """A language model whose memory is written by association, and forgets.
+
+    Called with token ids it is :func:`predict`; `get_statistics` is :func:`statistics`, and
+    `reset_state` is :func:`forget`.
+
+    Args:
+        config: Phase2Config; or give its fields by name.
+    """
+
+    def __init__(self, config=None, **values):
+        super().__init__()
+        self.config = config = to_config(config, values)
+        self.embedding = torch.nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = torch.nn.ModuleList(Phase2Block(config) for _ in range(config.n_layers))
+        self.norm = torch.nn.LayerNorm(config.d_model)
+        self.head = torch.nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.warned, self.watched = set(), False
+        initialize(self)
+
+    forward = predict
+    get_statistics = statistics
+    reset_state = forget
+
+
+# %% notebooks/07_model.ipynb#create
+def create_phase2_model(preset=None, config=None, **values):
+    """A new model from a preset, from a configuration, or from fields by name.
+
+    Args:
+        preset: "small", "base" or "large"; `values` then replace single fields of it.
+        config: Phase2Config, given alone.
+        values: fields of Phase2Config.
+
+    Returns:
+        Phase2IntegratedModel.
+
+    Raises:
+        ValueError: an unknown preset or field, a value that is not allowed, or preset and config.
+    """
+    if preset is None:
+        return Phase2IntegratedModel(config, **values)
+    if config is not None:
+        raise ValueError("give preset or config, not both")
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    check_keys(values, list(Phase2Config.__dataclass_fields__))
+    return Phase2IntegratedModel(replace(PRESETS[preset], **values))

@@ -1,0 +1,218 @@
+# Generated from notebooks/03_snr.ipynb; edit the notebook, not this file.
+"""SNR selection."""
+
+import math
+
+import torch
+
+from phase2.memory import cumulative_angle
+
+__all__ = [
+    "noise_edge",
+    "RIDGE",
+    "TINY",
+    "shifted_factor",
+    "noise_energy",
+    "check_matrices",
+    "noise_scale",
+    "resolvent",
+    "FadeNoise",
+    "check_selection",
+    "select",
+    "carried",
+    "snr_stats",
+]
+
+
+# %% notebooks/03_snr.ipynb#noise-edge
+def noise_edge(sigma, d_k, d_v):
+    """Largest singular value of pure noise: equation (eq-noise-edge), σ (√d_k + √d_v).
+
+    Args:
+        sigma: standard deviation of an element, a float or a tensor of any shape.
+        d_k, d_v: number of rows and of columns.
+
+    Returns:
+        The edge, of the shape of `sigma`.
+    """
+    return sigma * (math.sqrt(d_k) + math.sqrt(d_v))
+
+
+# %% notebooks/03_snr.ipynb#resolvent
+RIDGE = 1e-4  # of the mean mode energy: far below any noise, far above rounding
+TINY = 1e-30  # keeps an empty memory invertible
+
+
+def shifted_factor(gram, shift):
+    """Cholesky factor of W Wᵀ + shift I: (…, D, D) and (…) -> (…, D, D), lower triangular."""
+    shifted = gram.clone()
+    shifted.diagonal(dim1=-2, dim2=-1).add_(shift[..., None])
+    return torch.linalg.cholesky_ex(shifted)[0]
+
+
+def noise_energy(gram):
+    """Mean energy σ² D of a mode of the noise: equation (eq-noise-scale).
+
+    Args:
+        gram: W Wᵀ, (…, D, D).
+
+    Returns:
+        σ² D, (…); above zero also for an empty memory.
+    """
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+    pivots = shifted_factor(gram, RIDGE * mean + TINY).diagonal(dim1=-2, dim2=-1)
+    # ln det W Wᵀ = 2 Σ ln pivot
+    return torch.exp(1 + 2 * pivots.log().mean(-1))
+
+
+# %% notebooks/03_snr.ipynb#noise-scale
+def check_matrices(name, matrices):
+    """Refuse what is not a stack of memories.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: not of shape (B, H, D, D).
+    """
+    if not torch.is_tensor(matrices) or not matrices.is_floating_point():
+        kind = matrices.dtype if torch.is_tensor(matrices) else type(matrices).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+    if matrices.dim() != 4 or matrices.shape[-1] != matrices.shape[-2] or not matrices.shape[-1]:
+        raise ValueError(f"{name} must have shape (B, H, D, D), got {tuple(matrices.shape)}")
+
+
+@torch.no_grad()
+def noise_scale(fast_weights):
+    """Noise scale σ of a memory, undisturbed by a few strong modes: equation (eq-noise-scale).
+
+    Args:
+        fast_weights: W, (B, H, D, D).
+
+    Returns:
+        σ, the standard deviation of an element of the noise, (B, H), float32 or float64.
+
+    Raises:
+        TypeError, ValueError: see :func:`check_matrices`.
+    """
+    check_matrices("fast_weights", fast_weights)
+    weights = fast_weights.to(torch.promote_types(fast_weights.dtype, torch.float32))
+    return (noise_energy(weights @ weights.mT) / weights.shape[-1]).sqrt()
+
+
+# %% notebooks/03_snr.ipynb#fade
+def resolvent(gram, shift):
+    """(W Wᵀ + shift I)⁻¹, the inverse in equation (eq-gate): (…, D, D) and (…) -> (…, D, D)."""
+    return torch.cholesky_inverse(shifted_factor(gram, shift))
+
+
+class FadeNoise(torch.autograd.Function):
+    """W − a (W Wᵀ + τ² I)⁻¹ W, equation (eq-select), with its gradient for a given τ.
+
+    Automatic differentiation would go through the factorization; by hand it is three products.
+    """
+
+    @staticmethod
+    def forward(ctx, weights, inverse, amount):
+        """W (…, D, D), the resolvent (…, D, D) and a = λτ² (…, 1, 1) -> W′."""
+        solved = inverse @ weights
+        ctx.save_for_backward(weights, inverse, amount, solved)
+        return weights - amount * solved
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        """Gradient of W′ -> gradient of W; d(M⁻¹) = −M⁻¹ dM M⁻¹ with dM = dW Wᵀ + W dWᵀ."""
+        weights, inverse, amount, solved = ctx.saved_tensors
+        back = inverse @ grad
+        twisted = solved @ back.mT
+        return grad + amount * ((twisted + twisted.mT) @ weights - back), None, None
+
+
+# %% notebooks/03_snr.ipynb#select
+def check_selection(threshold, gamma_boost):
+    """Refuse a threshold that is not positive or a boost that is negative, with a ValueError."""
+    if not 0 < threshold < math.inf:
+        raise ValueError(f"threshold must be positive and finite, got {threshold}")
+    if not gamma_boost >= 0:
+        raise ValueError(f"gamma_boost must be zero or more, got {gamma_boost}")
+
+
+def select(written, threshold=2.0, gamma_boost=1.0):
+    """Let the modes that do not stand out of the noise fade: equation (eq-select).
+
+    Give it what one stretch has written, equation (eq-written), and not the sum of many stretches.
+    The gradient is that for a given noise scale: σ is measured, not learned.
+
+    Args:
+        written: W, (B, H, D, D).
+        threshold: θ > 0, the SNR that divides signal from noise; 2 is the edge of pure noise.
+        gamma_boost: β ≥ 0, Γ · time added to a mode that is all noise, dimensionless.
+
+    Returns:
+        W′ (B, H, D, D) in the dtype of `written`, and the selected share (B, H), between 0 and 1.
+
+    Raises:
+        TypeError, ValueError: see :func:`check_matrices` and :func:`check_selection`.
+    """
+    check_matrices("written", written)
+    check_selection(threshold, gamma_boost)
+    weights = written.to(torch.promote_types(written.dtype, torch.float32))
+    with torch.autocast(written.device.type, enabled=False):
+        with torch.no_grad():
+            # in float64, or rounding decides the noise of a stretch with fewer tokens than D
+            gram = weights.double() @ weights.double().mT
+            tau2 = threshold**2 * noise_energy(gram)  # τ² = θ² σ² D, (B, H)
+            inverse = resolvent(gram, tau2)
+            share = 1 - tau2 * inverse.diagonal(dim1=-2, dim2=-1).mean(-1)  # tr G / D
+        inverse, tau2, share = (x.to(weights.dtype) for x in (inverse, tau2, share))
+        amount = -math.expm1(-gamma_boost) * tau2  # λ τ²
+        kept = FadeNoise.apply(weights, inverse, amount[..., None, None])
+    return kept.to(written.dtype), share
+
+
+# %% notebooks/03_snr.ipynb#carried
+def carried(fast_weights, gamma, potential, dt=1.0):
+    """What a stretch of tokens leaves of the memory before it: equation (eq-written).
+
+    Args:
+        fast_weights: W before the stretch, (B, H, D, D), D even.
+        gamma, potential: Γ (1 / time) and V (rad / time) of its tokens, (B, N, H), N > 0.
+        dt: time between two tokens.
+
+    Returns:
+        e^{−ΣΓ dt} R(ΣV dt) W, (B, H, D, D).
+    """
+    angle = cumulative_angle(potential, dt)[:, -1, :, None, None]  # (B, H, 1, 1)
+    decay = torch.exp(-(gamma * dt).sum(1))[..., None, None]
+    # decay and turn in one pass over the rows: they are small factors, W is not
+    cos, sin = decay * torch.cos(angle), decay * torch.sin(angle)
+    real, imag = fast_weights[..., 0::2, :], fast_weights[..., 1::2, :]  # (B, H, D / 2, D)
+    return torch.stack((real * cos - imag * sin, real * sin + imag * cos), dim=-2).flatten(-3, -2)
+
+
+# %% notebooks/03_snr.ipynb#stats
+@torch.no_grad()
+def snr_stats(fast_weights, threshold=2.0):
+    """How far a memory stands out of its noise: equations (eq-snr) and (eq-gate).
+
+    Args:
+        fast_weights: W, (B, H, D, D).
+        threshold: θ > 0, see :func:`select`.
+
+    Returns:
+        A dictionary of floats, averages over the batch and the heads: `mean_snr` and `std_snr`
+        of |W_ij| / σ over all elements (pure noise has 0.80 and 0.60, an empty memory 0),
+        `selected_share` of the modes (0 to 1), `noise_scale` σ, and `threshold`.
+
+    Raises:
+        TypeError, ValueError: see :func:`check_matrices` and :func:`check_selection`.
+    """
+    sigma = noise_scale(fast_weights)
+    _, share = select(fast_weights, threshold, 0.0)
+    snr = fast_weights.abs().to(sigma.dtype) / sigma[..., None, None]
+    return {
+        "mean_snr": snr.mean().item(),
+        "std_snr": snr.std(correction=0).item(),
+        "selected_share": share.mean().item(),
+        "noise_scale": sigma.mean().item(),
+        "threshold": float(threshold),
+    }

@@ -1,0 +1,333 @@
+"""The report says what is in the memories, and looking changes nothing."""
+
+import json
+import math
+import re
+import shutil
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from phase2.diagnostics import (
+    LOOKS,
+    decaying_rank,
+    diagnose,
+    doubling,
+    effective_rank,
+    forgetting,
+    observe,
+    over_time,
+    recall,
+    snapshot,
+    traces,
+    window,
+)
+from phase2.memory import memory_recurrent
+from phase2.model import Phase2Config, create_phase2_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return create_phase2_model(d_model=32, n_layers=2, n_heads=2, consolidate_every=16)
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return torch.randint(0, 256, (500,), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def report(model, ids):
+    return diagnose(model, ids)
+
+
+def orthonormal(dim):
+    return torch.linalg.qr(torch.randn(dim, dim)).Q
+
+
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_effective_rank_counts_equal_directions_whatever_their_size(n):
+    u, v = orthonormal(8), orthonormal(8)
+    memory = torch.stack([s * u[:, :n] @ v[:n] for s in (1e-6, 1.0, 1e6)])
+    assert effective_rank(memory).tolist() == pytest.approx([n] * 3, rel=1e-3)
+
+
+def test_effective_rank_of_an_empty_memory_and_bounds():
+    assert effective_rank(torch.zeros(2, 3, 8, 8)).eq(0).all()
+    ranks = effective_rank(torch.randn(100, 8, 8))
+    assert (ranks > 1).all() and (ranks < 8).all()
+
+
+@pytest.mark.parametrize("gamma", [0.3, 1.0, 3.0])
+def test_effective_rank_of_a_decaying_memory_of_orthogonal_writes(gamma):
+    dim = 64
+    k, v = (orthonormal(dim)[None, :, None] for _ in range(2))
+    one = torch.ones(1, dim, 1)
+    _, memory = memory_recurrent(k, k, v, gamma * one, 0 * one, one)
+    assert effective_rank(memory).item() == pytest.approx(decaying_rank(gamma), rel=0.01)
+
+
+def test_rank_of_a_slow_memory_is_e_over_gamma():
+    assert decaying_rank(1e-4) == pytest.approx(math.e / 1e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.3, 1.0, 5.0])
+def test_window_of_an_exponential_is_one_over_gamma(gamma):
+    for most in (1, 7, 1000):  # within reach, or extrapolated
+        lags = doubling(most)
+        assert lags[-1] == most and lags == sorted(set(lags))
+        assert window(lags, [gamma * lag for lag in lags]) == pytest.approx(1 / gamma)
+
+
+def test_window_of_what_is_not_lost_or_lost_at_once():
+    assert window([1, 2], [0.0, 0.0]) == math.inf
+    assert window([1, 2], [math.inf, math.inf]) == 0
+    assert window([1, 2], [math.nan, math.nan]) == math.inf
+
+
+def test_memories_are_forgotten_by_gamma_alone_without_consolidation(ids):
+    model = create_phase2_model(d_model=32, n_layers=2, n_heads=2, consolidate_every=10_000)
+    with torch.no_grad():
+        _, state = model(ids[None, :100], return_state=True)
+        _, seen = model(ids[None, 100:164], state=state, return_diagnostics=True)
+    lags = [1, 2, 30, 64]
+    left = forgetting(model, state, ids[100:], lags)  # (lags, layers, H)
+    total = torch.stack(seen["gamma_values"])[:, 0].cumsum(1)  # (layers, N, H)
+    expected = torch.exp(-total[:, [lag - 1 for lag in lags]]).transpose(0, 1)
+    torch.testing.assert_close(left, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_forgetting_leaves_the_state_as_it_was(model, ids):
+    with torch.no_grad():
+        _, state = model(ids[None, :100], return_state=True)
+    before = [x.clone() for layer in state.layers for x in layer]
+    forgetting(model, state, ids[100:], [4])
+    assert all(torch.equal(a, b) for a, b in zip(before, (x for y in state.layers for x in y)))
+
+
+def test_reading_in_pieces_is_reading(model, ids):
+    *_, (read, seen, state) = observe(model, ids, piece=64)
+    assert read == 500
+    _, whole, end = model(ids[None], return_diagnostics=True, return_state=True)
+    for a, b in zip(state.layers, end.layers):
+        torch.testing.assert_close(a.fast_weights, b.fast_weights, atol=1e-5, rtol=1e-4)
+    for a, b in zip(seen["stability_metrics"], whole["stability_metrics"]):
+        assert a["energy"] == pytest.approx(b["energy"], rel=1e-3)
+
+
+def test_looking_changes_no_logit_and_no_gradient(model, ids):
+    logits = model(ids[None, :100])
+    seen, _ = model(ids[None, :100], return_diagnostics=True)
+    assert torch.equal(logits, seen)
+    weight = model.embedding.weight
+    gradients = [torch.autograd.grad(x.square().sum(), weight) for x in (logits, seen)]
+    assert torch.equal(gradients[0][0], gradients[1][0])
+
+
+def test_snapshots_become_series(model, ids):
+    looks = [snapshot(seen, state) for _, seen, state in observe(model, ids[:100], piece=30)]
+    series = over_time([look[1] for look in looks])
+    assert len(series["stability_metrics"]["energy"]) == len(series["gamma_values"]) == 4
+    assert over_time([{"a": {"b": 1}}, {"a": {"b": 2}}]) == {"a": {"b": [1, 2]}}
+
+
+def test_report_has_the_shapes_it_says(report, model):
+    looks, layers, heads, dim = len(report.tokens), 2, 2, 16
+    assert report.tokens[-1] == 500 and looks <= LOOKS + 1
+    assert Phase2Config.from_dict(report.model_config) == model.config
+    statistics = model.get_statistics()
+    assert report.model_statistics == {x: statistics[x] for x in ("num_parameters", "num_layers")}
+    names = {"gamma_values", "snr_stats", "resonance_info", "stability_metrics"}
+    assert set(report.diagnostics) == names
+    for name in names:
+        assert len(report.diagnostics[name]) == layers
+    for layer in range(layers):
+        gammas = torch.tensor(report.diagnostics["gamma_values"][layer])
+        assert gammas.shape == (looks, heads) and (gammas > 0).all()
+        assert len(report.diagnostics["snr_stats"][layer]["mean_snr"]) == looks
+        info = report.diagnostics["resonance_info"][layer]
+        assert torch.tensor(info["diag_energy"]).shape == (heads, dim)
+        for values in report.memory[layer].values():
+            assert len(values) == heads
+
+
+def test_energy_stays_below_its_bound_in_every_head_at_every_look(report):
+    for layer in report.diagnostics["stability_metrics"]:
+        energies, bounds = (torch.tensor(layer[f"{x}_by_head"]) for x in ("energy", "bound"))
+        assert (energies > 0).all() and (energies <= 1.0001 * bounds).all()
+        assert (bounds / energies).max() > 2  # and not because the two are the same
+
+
+def test_report_agrees_with_the_model(report, model, ids):
+    _, seen, state = model(ids[None], return_diagnostics=True, return_state=True)
+    for layer, memory in enumerate(report.memory):
+        ranks = effective_rank(state.layers[layer].fast_weights[0])
+        torch.testing.assert_close(torch.tensor(memory["effective_rank"]), ranks, rtol=1e-3, atol=0)
+        rates = 1 / seen["gamma_values"][layer][0].mean(0)
+        torch.testing.assert_close(torch.tensor(memory["window"]), rates, rtol=0.05, atol=0)
+        for rate, measured in zip(memory["window"], memory["measured_window"]):
+            assert 0.3 * rate < measured < 1.3 * rate
+
+
+def test_json_is_the_report_and_valid(report, tmp_path):
+    text = report.to_json(tmp_path / "report.json")
+    assert (tmp_path / "report.json").read_text(encoding="utf-8") == text
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    assert json.loads(text, parse_constant=refuse) == asdict(report)
+
+
+def test_page_needs_nothing_from_elsewhere(report, tmp_path):
+    text = report.to_html(str(tmp_path / "report.html"))
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == text
+    sources = re.findall(r'(?:src|href)="([^"]*)"', text)
+    assert len(sources) == 1 and sources[0].startswith("data:image/png;base64,iVBOR")
+    assert "http" not in text.replace(sources[0], "") and "<script" not in text
+    assert "effective rank" in text and "base_decay" in text
+
+
+def test_page_in_a_browser_asks_for_nothing(report, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no browser")
+    report.to_html(tmp_path / "report.html")
+    asked = []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((tmp_path / "report.html").as_uri())
+        width = page.evaluate("document.images[0].naturalWidth")
+        browser.close()
+    assert width > 500
+    assert [url for url in asked if not url.startswith("data:")] == [
+        (tmp_path / "report.html").as_uri()
+    ]
+
+
+def test_plot_has_a_panel_for_each_thing_and_says_units(report):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("agg")
+    figure = report.plot()
+    titles = {axes.get_title(loc) for axes in figure.axes for loc in ("left", "center")} - {""}
+    assert len(titles) == 6
+    for axes in figure.axes:
+        assert axes.get_ylabel() and (axes.get_xlabel() or axes.get_label() == "<colorbar>")
+    energy = next(axes for axes in figure.axes if "bound" in axes.get_ylabel())
+    assert len(energy.lines) == 4  # energy and bound of two layers
+    plt.close(figure)
+
+
+def test_pages_leave_no_figure_open(report):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    before = plt.get_fignums()
+    report.to_html()
+    assert plt.get_fignums() == before
+
+
+def test_table_has_a_line_for_each_memory_and_layer(report):
+    lines = str(report).splitlines()
+    assert len([line for line in lines if re.match(r"\s*\d+\s+\d+\s", line)]) >= 4
+    assert repr(report) == str(report)
+    assert len({len(line) for line in lines[2:7]}) == 1  # columns are aligned
+
+
+@pytest.mark.parametrize("length", [2, 3, 15, 16, 17, 31, 33, 100])
+def test_short_texts_are_reported_too(model, ids, length):
+    report = diagnose(model, ids[:length].tolist())
+    assert report.tokens[-1] == length
+    assert all(x > 0 for memory in report.memory for x in memory["measured_window"])
+    json.loads(report.to_json())
+
+
+def test_strings_go_through_the_tokenizer(model):
+    as_text, as_ids = diagnose(model, "Γ decays " * 9), diagnose(model, "Γ decays ".encode() * 9)
+    assert asdict(as_text) == asdict(as_ids)
+    by_hand = diagnose(model, "abcd", encode=lambda text: [ord(x) for x in text])
+    assert by_hand.tokens[-1] == 4
+
+
+def test_what_is_not_finite_is_null_and_is_still_drawn(ids):
+    model = create_phase2_model(d_model=32, n_layers=2, n_heads=2)
+    with torch.no_grad():
+        model.blocks[1].eta.bias.fill_(-100.0)  # writes nothing: an empty memory
+    report = diagnose(model, ids[:200])
+    assert report.memory[1]["effective_rank"] == [0.0, 0.0]
+    assert report.memory[1]["measured_window"] == [None, None]
+    assert "—" in str(report)
+    json.loads(report.to_json())
+    assert "data:image/png" in report.to_html()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text": "a"}, "text must be at least two tokens, got 1"),
+        ({"text": []}, "text must be at least two tokens, got 0"),
+        ({"text": [0.5, 1.5]}, "ids must be integers"),
+        ({"text": "abc", "piece": 0}, "piece must be an integer of at least 1, got 0"),
+        ({"text": [1, 256]}, "from 0 to 255"),
+    ],
+    ids=lambda x: str(x) if isinstance(x, dict) else "",
+)
+def test_what_cannot_be_diagnosed(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        diagnose(model, **arguments)
+
+
+def test_recall_of_the_last_query_is_what_the_model_read(model, ids):
+    """y of the last token, from the model itself, against the answer of `recall`."""
+    block, read = model.blocks[1], []
+    handle = block.out.register_forward_hook(lambda module, inputs, out: read.append(inputs[0]))
+    with torch.no_grad():
+        model(ids[None, :90])
+    handle.remove()
+    for head in range(2):
+        answer = recall(model, ids[:90], layer=1, head=head).answer
+        y = torch.nn.functional.layer_norm(answer, (16,))
+        expected = read[0][0, -1].unflatten(0, (2, 16))[head]
+        torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_keys_stand_where_the_memory_has_turned_them(ids):
+    """Without consolidation W is the sum of what was written: Σ η e^{−Σ Γ dt} R k vᵀ."""
+    model = create_phase2_model(d_model=32, n_layers=1, n_heads=2, consolidate_every=1000)
+    trace = traces(model, ids[:60], layer=0)
+    with torch.no_grad():
+        _, seen = model(ids[None, :60], return_diagnostics=True)
+        h = model.blocks[0].memory_norm(model.embedding(ids[:60]))
+        eta = 0.2 * torch.sigmoid(model.blocks[0].eta(h))
+    total = seen["gamma_values"][0][0].cumsum(0)  # (N, H)
+    left = eta * torch.exp(total - total[-1])
+    expected = torch.einsum("nh,nhi,nhj->hij", left, trace.k, trace.v)
+    torch.testing.assert_close(trace.fast_weights, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_memory_of_one_thing_answers_with_it(model, ids):
+    found = recall(model, ids[:1], layer=0, head=1, key=0)
+    assert found.positions.tolist() == [0] and found.similarity.item() == pytest.approx(1, abs=1e-5)
+    for key in (0, -traces(model, ids[:1], 0).k[0, 1]):
+        found = recall(model, ids[:1].tolist(), layer=0, head=1, key=key)
+        assert found.votes.shape == (256,)
+        assert found.votes.sum().item() == pytest.approx(1, abs=1e-5)
+    assert found.similarity.item() == pytest.approx(-1, abs=1e-5)  # the opposite key
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layer": 2}, "layer must be an integer from 0 to 1, got 2"),
+        ({"head": -1}, "head must be an integer from 0 to 1, got -1"),
+        ({"key": 50}, "key must be an integer from 0 to 49, got 50"),
+        ({"key": torch.zeros(3)}, r"key must be .* of shape \(16,\), got \(3,\)"),
+    ],
+    ids=lambda x: str(x) if isinstance(x, dict) else "",
+)
+def test_recall_of_what_is_not_there(model, ids, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        recall(model, ids[:50], **{"layer": 0, "head": 0} | arguments)

@@ -1,0 +1,140 @@
+"""The chunked memory equals its definition, whatever it is fed."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phase2.memory import memory_chunked, memory_recurrent
+
+
+def inputs(batch, length, heads, dim, dtype, seed, fastest=1.0):
+    """Random q, k, v, Γ, V, η and a state; V turns by several rad a token, Γ reaches `fastest`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=dtype, generator=generator)
+
+    q, k, v = (draw(batch, length, heads, dim) for _ in range(3))
+    gamma = 1e-4 + fastest * draw(batch, length, heads).abs()
+    potential, eta = 3 * draw(batch, length, heads), draw(batch, length, heads).abs()
+    state = draw(batch, heads, dim, dim)
+    return [q, torch.nn.functional.normalize(k, dim=-1), v, gamma, potential, eta, state]
+
+
+def outcome(memory, tensors, dt, **options):
+    """y, W and the gradient of every input of a fixed linear function of both."""
+    tensors = [x.clone().requires_grad_() for x in tensors]
+    y, last = memory(*tensors[:6], dt=dt, state=tensors[6], **options)
+    generator = torch.Generator().manual_seed(7)
+    loss = sum(
+        (x * torch.randn(x.shape, dtype=x.dtype, generator=generator)).sum() for x in (y, last)
+    )
+    return [y.detach(), last.detach(), *torch.autograd.grad(loss, tensors)]
+
+
+def assert_equal(got, wanted, tolerance):
+    names = ["y", "W", "dq", "dk", "dv", "dΓ", "dV", "dη", "dW"]
+    for name, a, b in zip(names, got, wanted, strict=True):
+        assert torch.isfinite(a).all(), name
+        assert (a - b).norm() <= tolerance * b.norm().clamp(min=1), name
+
+
+@settings(max_examples=60)
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(1, 70),
+    heads=st.integers(1, 3),
+    half=st.integers(1, 5),
+    chunk=st.integers(1, 80),
+    dt=st.sampled_from([0.1, 1.0, 2.5]),
+    fastest=st.sampled_from([0.01, 1.0, 30.0, 1e4]),
+    seed=st.integers(0, 1000),
+)
+def test_chunked_equals_recurrence(batch, length, heads, half, chunk, dt, fastest, seed):
+    tensors = inputs(batch, length, heads, 2 * half, torch.float64, seed, fastest)
+    fast = outcome(memory_chunked, tensors, dt, chunk_size=chunk)
+    assert_equal(fast, outcome(memory_recurrent, tensors, dt), 1e-10)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 300])
+def test_float32(length):
+    tensors = inputs(2, length, 2, 32, torch.float32, seed=length, fastest=0.2)
+    wanted = outcome(memory_recurrent, tensors, 1.0)
+    assert_equal(outcome(memory_chunked, tensors, 1.0), wanted, 1e-5)
+
+
+def test_angle_of_a_long_sequence_is_exact():
+    """A float32 sum of V dt would be off by radians after 200 000 tokens."""
+    length = 200_000
+    ones = torch.ones(1, length, 1)
+    k = torch.zeros(1, length, 1, 2)
+    k[:, 0, :, 0] = 1.0  # one write, then only turning
+    eta = torch.zeros(1, length, 1)
+    eta[:, 0] = 1.0
+    _, W = memory_chunked(k, k, k, 1e-9 * ones, 3.0 * ones, eta)
+    angle = torch.atan2(W[0, 0, 1, 0], W[0, 0, 0, 0])
+    wanted = torch.remainder(torch.tensor(3.0 * (length - 1), dtype=torch.float64), 2 * torch.pi)
+    assert abs(torch.remainder(angle.double() - wanted + torch.pi, 2 * torch.pi) - torch.pi) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    tensors = inputs(1, 100, 2, 16, torch.float32, seed=0, fastest=0.1)
+    half = [x.to(dtype) for x in tensors]
+    y, W = memory_chunked(*half[:6], state=half[6])
+    wanted, state = memory_chunked(*(x.float() for x in half[:6]), state=half[6].float())
+    assert y.dtype == dtype and W.dtype == torch.float32
+    torch.testing.assert_close(y, wanted.to(dtype))
+    torch.testing.assert_close(W, state)
+
+
+def test_autocast_costs_no_digits():
+    tensors = inputs(1, 100, 2, 16, torch.float32, seed=0, fastest=0.1)
+    wanted = outcome(memory_chunked, tensors, 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = outcome(memory_chunked, tensors, 1.0)
+    assert_equal(got, wanted, 1e-6)
+
+
+def test_mask_hides_tokens():
+    tensors = inputs(2, 40, 2, 8, torch.float64, seed=3)
+    mask = torch.arange(40) < torch.tensor([[25], [40]])
+    y, W = memory_chunked(*tensors[:6], state=tensors[6], mask=mask)
+    short, state = memory_chunked(*(x[:1, :25] for x in tensors[:6]), state=tensors[6][:1])
+    torch.testing.assert_close(y[:1, :25], short)
+    torch.testing.assert_close(W[:1], state)
+
+
+def test_no_tokens():
+    tensors = inputs(2, 3, 2, 8, torch.float32, seed=0)
+    for memory in (memory_recurrent, memory_chunked):
+        y, W = memory(*(x[:, :0] for x in tensors[:6]), state=tensors[6])
+        assert y.shape == (2, 0, 2, 8) and torch.equal(W, tensors[6])
+
+
+def test_compiles():
+    tensors = inputs(1, 100, 2, 8, torch.float32, seed=0, fastest=0.1)
+    compiled = torch.compile(lambda *x: memory_chunked(*x), backend="aot_eager")
+    torch.testing.assert_close(compiled(*tensors[:6])[0], memory_chunked(*tensors[:6])[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.update(q=x["q"][0]), r"q must have shape \(B, N, H, D\), got \(6, 2, 4\)"),
+        (lambda x: x.update({n: x[n][..., :3] for n in "qkv"}), "D must be even .* got D = 3"),
+        (lambda x: x.update(gamma=x["gamma"] * 0), "gamma must be positive .* value is 0"),
+        (lambda x: x.update(gamma=x["gamma"] * torch.nan), "gamma must be positive"),
+        (lambda x: x.update(eta=x["eta"][:, :2]), r"eta must have shape \(1, 6, 2\), got"),
+        (lambda x: x.update(state=x["state"] * torch.nan), "state must be finite"),
+        (lambda x: x.update(state=x["state"][:, :1]), r"state must have shape \(1, 2, 4, 4\)"),
+    ],
+)
+@pytest.mark.parametrize("memory", [memory_recurrent, memory_chunked])
+def test_bad_input(memory, change, message):
+    names = ["q", "k", "v", "gamma", "potential", "eta", "state"]
+    arguments = dict(zip(names, inputs(1, 6, 2, 4, torch.float32, seed=0), strict=True))
+    change(arguments)
+    with pytest.raises(ValueError, match=message):
+        memory(**arguments)
