@@ -1,0 +1,273 @@
+"""The model: causal, exact under cutting, padding and packing, deterministic, strict about input."""
+
+import copy
+import json
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phase2 import Phase2Config, Phase2IntegratedModel, create_phase2_model
+from phase2.decay import half_life
+from phase2.model import PRESETS, empty_state
+
+TINY = dict(vocab_size=40, d_model=16, n_layers=2, n_heads=2, consolidate_every=8)
+
+
+def tiny(**values):
+    torch.manual_seed(0)
+    return create_phase2_model(config=Phase2Config(**{**TINY, **values}))
+
+
+def tokens(*shape, seed=0):
+    return torch.randint(0, 40, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(model, loss):
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+def weigh(logits, seed=1):
+    """A fixed random linear function of logits: its gradient sees every one of them."""
+    generator = torch.Generator().manual_seed(seed)
+    return (logits * torch.randn(logits.shape, generator=generator)).sum()
+
+
+def test_changing_a_token_changes_no_earlier_logit():
+    model, text = tiny().double(), tokens(2, 30)
+    logits = model(text)
+    for place in (0, 7, 8, 9, 29):
+        changed = text.clone()
+        changed[:, place] = (text[:, place] + 1) % 40
+        difference = (model(changed) - logits).abs().amax((0, 2))
+        assert not difference[:place].any() and (difference[place:] > 0).all()
+
+
+@settings(max_examples=25)
+@given(length=st.integers(2, 40), cuts=st.sets(st.integers(1, 39), max_size=4))
+def test_cutting_changes_nothing(length, cuts):
+    model, text = tiny(), tokens(2, length, seed=length)
+    edges = [0, *sorted(c for c in cuts if c < length), length]
+    state, parts = None, []
+    for a, b in zip(edges[:-1], edges[1:], strict=True):
+        logits, state = model(text[:, a:b], state=state, return_state=True)
+        parts.append(logits)
+    whole, last = model(text, return_state=True)
+    got = torch.cat(parts, dim=1)
+    torch.testing.assert_close(got, whole, atol=1e-5, rtol=1e-5)
+    for a, b in zip(state.layers, last.layers, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    ours, theirs = gradients(model, weigh(got)), gradients(model, weigh(whole))
+    assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+@settings(max_examples=25)
+@given(lengths=st.lists(st.integers(0, 25), min_size=2, max_size=4), more=st.integers(0, 20))
+def test_padding_changes_nothing(lengths, more):
+    """Left padding, then going on from the state: each row as if it were alone."""
+    model, width = tiny(), max(lengths) + 3
+    text, after = tokens(len(lengths), width, seed=5), tokens(len(lengths), more, seed=6)
+    mask = torch.arange(width) >= width - torch.tensor(lengths)[:, None]
+    logits, state = model(text, attention_mask=mask.long(), return_state=True)
+    second = model(after, state=state)
+    assert state.position.tolist() == lengths
+    got, wanted = [], []
+    for row, length in enumerate(lengths):
+        alone = torch.cat((text[row : row + 1, width - length :], after[row : row + 1]), dim=1)
+        wanted.append(model(alone)[0])
+        got.append(torch.cat((logits[row, width - length :], second[row])))
+    got, wanted = torch.cat(got), torch.cat(wanted)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    if len(wanted):
+        ours, theirs = gradients(model, weigh(got)), gradients(model, weigh(wanted))
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+@settings(max_examples=25)
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=5), before=st.integers(0, 12))
+def test_packing_changes_nothing(lengths, before):
+    """Documents packed into one row, the first one going on from a state."""
+    model = tiny()
+    documents = [tokens(1, n, seed=i) for i, n in enumerate(lengths)]
+    head = tokens(1, before, seed=9)
+    _, state = model(head, return_state=True)
+    numbers = torch.cat([torch.full((1, n), i + 1) for i, n in enumerate(lengths)], dim=1)
+    packed = torch.cat(documents, dim=1)
+    got, last = model(packed, state=state, attention_mask=numbers, return_state=True)
+    wanted = [model(torch.cat((head, documents[0]), dim=1))[:, before:]]
+    wanted = torch.cat(wanted + [model(d) for d in documents[1:]], dim=1)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    ours, theirs = gradients(model, weigh(got)), gradients(model, weigh(wanted))
+    assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+    assert last.position.item() == lengths[-1] + (before if len(lengths) == 1 else 0)
+
+
+def test_a_call_depends_on_no_earlier_one():
+    model, text = tiny(), tokens(2, 20)
+    first = model(text)
+    model(tokens(3, 9, seed=2))
+    assert torch.equal(model(text), first)
+    logits, _, _ = model(text, return_diagnostics=True, return_state=True)
+    assert torch.equal(logits, first)
+
+
+def test_final_memory_stays_to_be_looked_at():
+    model = tiny()
+    assert model.blocks[0].fast_weight_state is None
+    _, state = model(tokens(2, 20), return_state=True)
+    kept = model.blocks[1].fast_weight_state
+    assert not kept.requires_grad and torch.equal(kept, state.layers[1].fast_weights)
+    model.reset_state()
+    assert model.blocks[1].fast_weight_state is None
+
+
+def test_length_is_not_limited_by_n_seq():
+    assert tiny(n_seq=4)(tokens(1, 50)).shape == (1, 50, 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_trains_in_low_precision(dtype):
+    model, text = tiny(d_model=32), tokens(4, 33)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(12):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = model(text[:, :-1])
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), text[:, 1:].flatten()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.3 and all(torch.isfinite(torch.tensor(losses)))
+
+
+def test_pure_bfloat16_is_close():
+    model, text = tiny(d_model=32), tokens(2, 40)
+    wanted = model(text)
+    half = copy.deepcopy(model).bfloat16()
+    logits, state = half(text, return_state=True)
+    assert logits.dtype == torch.bfloat16 and state.layers[0].fast_weights.dtype == torch.float32
+    assert (logits.float() - wanted).norm() < 0.05 * wanted.norm()
+    assert torch.isfinite(half(text, state=state)).all()
+
+
+def test_compiles():
+    """Two stretches, so that a consolidation is compiled too."""
+    model, text = tiny(n_layers=1), tokens(2, 12)
+    model(text)  # the first call also looks for warnings
+    compiled = torch.compile(model, backend="aot_eager")
+    logits = model(text)
+    torch.testing.assert_close(compiled(text), logits, atol=1e-5, rtol=1e-5)
+    ours, theirs = (gradients(model, weigh(x)) for x in (compiled(text), logits))
+    assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+def test_diagnostics_have_the_seeds_entries():
+    model = tiny()
+    _, diagnostics = model(tokens(2, 30), return_diagnostics=True)
+    assert set(diagnostics) == {
+        "gamma_values", "snr_stats", "resonance_info", "stability_metrics"
+    }  # fmt: skip
+    assert all(len(layers) == 2 for layers in diagnostics.values())
+    assert diagnostics["gamma_values"][0].shape == (2, 30, 2)
+    assert {"mean_snr", "std_snr"} <= set(diagnostics["snr_stats"][0])
+    assert diagnostics["resonance_info"][0]["diag_energy"].shape == (2, 2, 8)
+    assert {"energy", "dE_dt"} <= set(diagnostics["stability_metrics"][0])
+    json.dumps([diagnostics["snr_stats"], diagnostics["stability_metrics"]])
+
+
+def test_statistics():
+    model = tiny()
+    model(tokens(1, 9))
+    stats = model.get_statistics()
+    assert stats["num_parameters"] == sum(p.numel() for p in model.parameters())
+    assert stats["num_layers"] == len(stats["block_stats"]) == 2
+    assert stats["block_stats"][0]["fast_weight_norm"] > 0
+    json.dumps(stats)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_not_degenerate(preset):
+    """At initialization: half-lives from a few tokens to thousands, η where it is set, no warning."""
+    small = {"d_model": 256, "n_heads": PRESETS[preset].n_heads // 4 * 4, "n_layers": 2}
+    model = create_phase2_model(preset=preset, **(small if preset != "small" else {}))
+    text = torch.randint(0, 256, (2, 300))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, diagnostics = model(text, return_diagnostics=True)
+    for gamma in diagnostics["gamma_values"]:
+        lives = half_life(gamma).mean((0, 1))
+        assert lives.min() > 2 and lives.min() < 20 and lives.max() > 1000
+    for info, metrics in zip(
+        diagnostics["resonance_info"], diagnostics["stability_metrics"], strict=True
+    ):
+        assert 0.05 < info["mask"].mean() < 0.95
+        assert metrics["energy"] > 1e-3 and metrics["margin"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m(torch.tensor([[1, 40]])), r"from 0 to 39 \(vocab_size 40\), got 40"),
+        (lambda m: m(torch.tensor([[-1, 3]])), "got -1"),
+        (lambda m: m(torch.tensor([1, 2])), r"shape \(B, N\), got \(2,\)"),
+        (lambda m: m(torch.rand(1, 2)), "integers of shape"),
+        (lambda m: m(tokens(2, 3), attention_mask=torch.ones(2, 4)), "attention_mask must have"),
+        (lambda m: m(tokens(2, 3), state=empty_state(m.config, 1)), "state is for a batch of 1"),
+        (lambda m: m(tokens(1, 3), state=poisoned(m)), "state must be finite"),
+    ],
+)
+def test_bad_calls_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tiny())
+
+
+def poisoned(model):
+    state = empty_state(model.config, 1)
+    state.layers[1].fast_weights[0, 0, 0, 0] = torch.nan
+    return state
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_heads": 0}, "n_heads must be an integer of at least 1, got 0"),
+        ({"n_layers": 2.0}, "n_layers must be an integer"),
+        ({"base_decay": 0}, "base_decay must be a number above 0, got 0"),
+        ({"dt": float("nan")}, "dt must be a number above 0, got nan"),
+        ({"resonance_strength": 2}, "resonance_strength must be .* at most 1"),
+        ({"resonance_basis": "wave"}, "resonance_basis must be one of zeta"),
+        ({"d_model": 30, "n_heads": 4}, "d_model must be an even multiple of n_heads = 4"),
+        ({"hebian_eta": 0.1}, "unknown configuration key 'hebian_eta', did you mean 'hebbian_eta'"),
+    ],
+)
+def test_bad_configurations_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        Phase2Config.from_dict({**TINY, **values})
+
+
+def test_configuration_round_trip_and_factory():
+    config = Phase2Config(**TINY)
+    assert Phase2Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(AttributeError):
+        config.d_model = 3
+    assert create_phase2_model(preset="small", n_seq=9).config.n_seq == 9
+    assert Phase2IntegratedModel(**TINY).config == config
+    with pytest.raises(ValueError, match="preset must be one of small, base, large, got 'tiny'"):
+        create_phase2_model(preset="tiny")
+    with pytest.raises(ValueError, match="preset or config, not both"):
+        create_phase2_model(preset="small", config=config)
+
+
+def test_warnings_come_once_per_model():
+    model = tiny(base_decay=5.0)
+    with pytest.warns(UserWarning, match=r"Overdamped system detected: Γ/\|V\| = \d+"):
+        model(tokens(1, 9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(tokens(1, 9), return_diagnostics=True)
+        tiny(base_decay=0.005)(tokens(1, 9))  # the cure
