@@ -21,8 +21,9 @@ class MemoryState(NamedTuple):
     Attributes:
         fast_weights: W, (B, H, D, D), [key index, value index].
         earlier: what is left in W of the memory at the last consolidation, (B, H, D, D).
-        bound, incoherent: largest size W can have, and its energy if the writes were unrelated,
-            counted from the last consolidation (:func:`~phase2.stability.running_bound`), (B, H).
+        bound: the largest size W can have, (B, H), see :func:`~phase2.stability.running_bound`.
+        incoherent: the energy W would have if the writes since the last consolidation were
+            unrelated, (B, H).
         energy: ‖W‖² after the last consolidation, (B, H).
         coherence: c of the stretch before the last consolidation, (B, H).
         eta_scale: factor on η during this stretch, (B, H).

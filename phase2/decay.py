@@ -144,7 +144,8 @@ class DecayPotential(torch.nn.Module):
     """V and Γ of every head from the token at hand: equation (eq-rate).
 
     At initialization the half-lives are spread (:func:`spread_half_lives`) and V is the rate of the
-    same half-life, so a head that lives long turns slowly: ζ is near 1. Both then follow the data.
+    same half-life, so a head that lives long turns slowly: ζ is near 1, or above it where
+    `base_decay` cuts the half-life short. Both then follow the data.
 
     Args:
         d_model: width of the input.

@@ -277,13 +277,13 @@ def chunked_backward(saved, v, eta, spin, dy, dlast, size):
     """
     q, k, v_eta, scores, starts, last, within, since, until, across = saved
     dy = split(dy, size).contiguous()  # (B, n, H, C, D)
-    dp = (dy @ v_eta.mT).mul_(within)
+    ds = (dy @ v_eta.mT).mul_(within)
     dy_since = dy * since
     # the gradient of the memory, carried from the last chunk to the first
     ends, dfirst = carry(dlast, (q.mT @ dy_since).flip(1), across.flip(1))
     ends = ends.flip(1)
-    dq = products(dp, k, dy_since, starts.mT)
-    dk = products(dp.mT, q, v_eta * until, ends.mT)
+    dq = products(ds, k, dy_since, starts.mT)
+    dk = products(ds.mT, q, v_eta * until, ends.mT)
     dv = join(products(scores.mT, dy, k * until, ends))
     q, k, dq, dk = (torch.view_as_complex(x.unflatten(-1, (-1, 2))) for x in (q, k, dq, dk))
     ddecay, dangle = rate_gradients(q, k, dq, dk, last, dlast)

@@ -118,7 +118,7 @@ def check_keys(keys, known):
 # %% notebooks/07_model.ipynb#config
 @dataclass(frozen=True)
 class Phase2Config:
-    """Every choice of a model; :data:`RULES` has what is allowed, ValueError names what is not."""
+    """Every choice of a model; `RULES` has what is allowed, ValueError names what is not."""
 
     vocab_size: int = 256  # bytes
     d_model: int = 256
@@ -155,7 +155,7 @@ class Phase2Config:
 
 # %% notebooks/07_model.ipynb#block-functions
 def learning_rate(raw, hebbian_eta):
-    """η = 2 η_0 σ(raw), between 0 and 2 η_0.
+    """η = 2 η_0 sigmoid(raw), between 0 and 2 η_0.
 
     Args:
         raw: any real tensor.
@@ -239,7 +239,8 @@ class Layout(NamedTuple):
         target: row of the document and position in it, two (T,) indices.
         shape: (rows, length) of the batch of documents.
         rows: the rows of the batch that hold a token, (R,).
-        first, last: the first and last document of each of them, (R,).
+        first: the first document of each of them, (R,).
+        last: the last document of each of them, (R,).
         length: tokens in the last document of each of them, (R,).
     """
 

@@ -58,14 +58,14 @@ def discrete_response(omega, potential, gamma, dt=1.0):
 
 # %% notebooks/04_resonance.ipynb#modes
 def in_basis(fast_weights, basis):
-    """The memory in a fixed basis, W̃ = Uᵀ W U: equation (eq-modes).
+    """The memory in a fixed basis, Ŵ = Uᵀ W U: equation (eq-modes).
 
     Args:
         fast_weights: W, (..., D, D), [key index, value index].
         basis: U, orthonormal columns, (D, D).
 
     Returns:
-        W̃, (..., D, D), [key mode, value mode], in float32 or float64.
+        Ŵ, (..., D, D), [key mode, value mode], in float32 or float64.
     """
     dtype = torch.promote_types(fast_weights.dtype, torch.float32)
     basis = basis.to(fast_weights.device, dtype)
@@ -73,7 +73,7 @@ def in_basis(fast_weights, basis):
 
 
 def diag_energy(fast_weights, basis):
-    """How strongly each mode answers to itself, e_j = abs(W̃_jj): equation (eq-modes).
+    """How strongly each mode answers to itself, e_j = abs(Ŵ_jj): equation (eq-modes).
 
     Args:
         fast_weights: W, (B, H, D, D).
@@ -254,7 +254,7 @@ def resonate(fast_weights, basis, strength=0.01, threshold=1.0):
     Args:
         fast_weights: W, (B, H, D, D).
         basis: U, orthonormal columns, (D, D), from :func:`resonance_basis`.
-        strength: λ, the largest share taken from a mode on either side, 0 ≤ λ < 1 (default 0.01).
+        strength: λ, the largest share taken from a mode on either side, 0 ≤ λ ≤ 1 (default 0.01).
         threshold: θ of :func:`resonance_mask`.
 
     Returns:
@@ -263,11 +263,11 @@ def resonate(fast_weights, basis, strength=0.01, threshold=1.0):
     Raises:
         ValueError: `strength` or `threshold` is out of range.
     """
-    if not 0 <= strength < 1:
-        raise ValueError(f"strength must be at least 0 and below 1, got {strength}")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be from 0 to 1, got {strength}")
     # products in half precision would not keep the norm
     with torch.autocast(fast_weights.device.type, enabled=False):
-        modes = in_basis(fast_weights, basis)  # W̃
+        modes = in_basis(fast_weights, basis)  # Ŵ
         mask = resonance_mask(modes.diagonal(dim1=-2, dim2=-1).abs(), threshold)
         gate = 1 - strength * (1 - mask)  # g, (B, H, D)
         gated = modes * gate[..., :, None] * gate[..., None, :]

@@ -82,7 +82,7 @@ def check_matrices(name, matrices):
 
 @torch.no_grad()
 def noise_scale(fast_weights):
-    """Noise scale σ of a memory, undisturbed by a few strong modes: equation (eq-noise-scale).
+    """Noise scale σ of a memory, little disturbed by a few strong modes: equation (eq-noise-scale).
 
     Args:
         fast_weights: W, (B, H, D, D).

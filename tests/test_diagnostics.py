@@ -167,8 +167,20 @@ def test_report_agrees_with_the_model(report, model, ids):
         torch.testing.assert_close(torch.tensor(memory["effective_rank"]), ranks, rtol=1e-3, atol=0)
         rates = 1 / seen["gamma_values"][layer][0].mean(0)
         torch.testing.assert_close(torch.tensor(memory["window"]), rates, rtol=0.05, atol=0)
-        for rate, measured in zip(memory["window"], memory["measured_window"]):
-            assert 0.3 * rate < measured < 1.3 * rate
+
+
+@pytest.mark.parametrize("consolidates", [False, True])
+def test_consolidation_only_shortens_windows(ids, consolidates):
+    off = {} if consolidates else {"snr_gamma_boost": 0.0, "resonance_strength": 0.0}
+    model = create_phase2_model(d_model=32, n_layers=2, n_heads=2, consolidate_every=16, **off)
+    memory = diagnose(model, ids).memory
+    ratios = [
+        measured / rate
+        for layer in memory
+        for rate, measured in zip(layer["window"], layer["measured_window"])
+    ]
+    assert max(ratios) < 1.2
+    assert (min(ratios) < 0.7) if consolidates else (min(ratios) > 0.8)
 
 
 def test_json_is_the_report_and_valid(report, tmp_path):
@@ -246,7 +258,8 @@ def test_short_texts_are_reported_too(model, ids, length):
 
 
 def test_strings_go_through_the_tokenizer(model):
-    as_text, as_ids = diagnose(model, "Γ decays " * 9), diagnose(model, "Γ decays ".encode() * 9)
+    as_text = diagnose(model, "Γ decays " * 9)
+    as_ids = diagnose(model, list("Γ decays ".encode()) * 9)
     assert asdict(as_text) == asdict(as_ids)
     by_hand = diagnose(model, "abcd", encode=lambda text: [ord(x) for x in text])
     assert by_hand.tokens[-1] == 4

@@ -1,0 +1,296 @@
+# Generated from notebooks/11_checkpoints.ipynb; edit the notebook, not this file.
+"""Checkpoints."""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import torch
+
+from phase2.model import Phase2Config, Phase2IntegratedModel
+from phase2.training import (
+    CHECKPOINT,
+    BPETokenizer,
+    ByteTokenizer,
+    CheckpointError,
+    fit_weights,
+    need,
+    read_torch,
+    save_tokenizer,
+    write_atomically,
+)
+
+__all__ = [
+    "digest",
+    "parse_config",
+    "read_config",
+    "read_weights",
+    "write_weights",
+    "read_tokenizer",
+    "read_file",
+    "read_folder",
+    "FILES",
+    "locate",
+    "Phase2HubModel",
+    "put_in_place",
+    "load",
+    "to_hub",
+    "save_pretrained",
+    "from_pretrained",
+]
+
+
+# %% notebooks/11_checkpoints.ipynb#digest
+def digest(weights):
+    """A name for the exact contents of a state dict: equation (eq-digest).
+
+    Args:
+        weights: dict of tensors, on any device.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+# %% notebooks/11_checkpoints.ipynb#read-config
+def parse_config(values, path):
+    """A dict from a file -> Phase2Config.
+
+    Raises:
+        CheckpointError: it is no dict, or has an unknown key or a value that is not allowed.
+    """
+    if not isinstance(values, dict):
+        raise CheckpointError(
+            f"{path}: the configuration must be a dict, got {type(values).__name__}"
+        )
+    try:
+        return Phase2Config.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def read_config(path):
+    """`config.json` -> Phase2Config.
+
+    Raises:
+        CheckpointError: no JSON, or see :func:`parse_config`.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: no JSON ({error})") from error
+    return parse_config(values, path)
+
+
+# %% notebooks/11_checkpoints.ipynb#read-weights
+def read_weights(path):
+    """`model.safetensors` -> dict of tensors, on the CPU.
+
+    Raises:
+        CheckpointError: cut short, damaged, or no such file.
+    """
+    safetensors = need("safetensors")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            written = (file.metadata() or {}).get("sha256")
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: cut short or damaged ({error})") from error
+    if written and written != digest(weights):
+        raise CheckpointError(f"{path}: damaged, its checksum is wrong")
+    return weights
+
+
+def write_weights(path, weights):
+    """The inverse of :func:`read_weights`, with the checksum, atomically."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    raw = need("safetensors.torch").save(plain, {"format": "pt", "sha256": digest(plain)})
+    write_atomically(path, lambda file: file.write(raw))
+
+
+# %% notebooks/11_checkpoints.ipynb#read-tokenizer
+def read_tokenizer(folder, config=None):
+    """The tokenizer of a folder: that of `tokenizer.json`, or bytes if there is none.
+
+    Raises:
+        CheckpointError: it cannot be read, or has more tokens than the Phase2Config allows.
+    """
+    path = Path(folder) / "tokenizer.json"
+    if not path.exists():
+        return ByteTokenizer()
+    library = need("tokenizers")
+    try:
+        tokenizer = BPETokenizer(library.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+    except Exception as error:  # the library raises plain Exceptions
+        raise CheckpointError(f"{path}: no tokenizer ({error})") from error
+    if config and tokenizer.vocab_size > config.vocab_size:
+        sizes = f"{tokenizer.vocab_size} tokens, the model knows {config.vocab_size}"
+        raise CheckpointError(f"{path}: has {sizes}")
+    return tokenizer
+
+
+# %% notebooks/11_checkpoints.ipynb#sources
+def read_file(path):
+    """A file of `torch.save` -> Phase2Config, weights, and the tokenizer.
+
+    Raises:
+        CheckpointError: see :func:`phase2.training.read_torch`; or an entry is missing.
+    """
+    path = Path(path)
+    state = read_torch(path)
+    for key in ("config", "model_state_dict"):
+        if not isinstance(state, dict) or key not in state:
+            raise CheckpointError(f"{path}: has no {key!r}, which a checkpoint needs")
+    config, best = parse_config(state["config"], path), state.get("best")
+    weights = best.get("weights") if isinstance(best, dict) else state["model_state_dict"]
+    own_folder = path.name == CHECKPOINT  # of a run: its tokenizer is beside it
+    return config, weights, read_tokenizer(path.parent, config) if own_folder else ByteTokenizer()
+
+
+def read_folder(folder):
+    """A folder -> Phase2Config, weights, the tokenizer, and the file that held the weights.
+
+    Raises:
+        CheckpointError: there is no model in it, or one of its files is damaged.
+    """
+    weights, run = Path(folder) / "model.safetensors", Path(folder) / CHECKPOINT
+    if weights.exists():
+        config = read_config(Path(folder) / "config.json")
+        return config, read_weights(weights), read_tokenizer(folder, config), weights
+    if run.exists():
+        return *read_file(run), run
+    raise CheckpointError(f"{folder}: holds neither {weights.name} nor {run.name}")
+
+
+# %% notebooks/11_checkpoints.ipynb#locate
+FILES = ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def locate(name, **download):
+    """The path of a checkpoint: `name` itself, or where the Hub's repository was downloaded to.
+
+    Args:
+        name: a file, a folder, or the name of a repository, owner/model.
+        download: options of `huggingface_hub.snapshot_download`, such as `revision` and `token`.
+
+    Raises:
+        CheckpointError: it is none of these, or cannot be downloaded.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+        raise CheckpointError(f"{name}: no such file or folder")
+    hub = need("huggingface_hub")
+    try:
+        return Path(hub.snapshot_download(str(name), allow_patterns=FILES, **download))
+    except Exception as error:  # of the network, of the Hub, of the name
+        why = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{name}: not here, and not from the Hub ({why})") from error
+
+
+# %% notebooks/11_checkpoints.ipynb#hub
+_Mixin = need("huggingface_hub").PyTorchModelHubMixin
+
+
+class Phase2HubModel(Phase2IntegratedModel, _Mixin, library_name="phase2"):
+    """A model, and its `tokenizer`, that can be saved, loaded, pushed to the Hub and pulled."""
+
+    def __init__(self, config, tokenizer=None):
+        super().__init__(config)
+        self.tokenizer = tokenizer or ByteTokenizer()
+
+    def save_pretrained(self, save_directory, **options):
+        """See :func:`save_pretrained`."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        options.setdefault("repo_id", folder.name)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as fresh:
+            url = super().save_pretrained(fresh, **options)
+            put_in_place(Path(fresh), folder)
+        return url
+
+    def _save_pretrained(self, save_directory):
+        config = json.dumps(self.config.to_dict(), indent=2)
+        write_atomically(save_directory / "config.json", lambda file: file.write(config.encode()))
+        save_tokenizer(self.tokenizer, save_directory)
+        write_weights(save_directory / "model.safetensors", self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **download):
+        """See :func:`from_pretrained`."""
+        return load(cls, locate(pretrained_model_name_or_path, **download))
+
+
+# %% notebooks/11_checkpoints.ipynb#load
+def put_in_place(fresh, folder):
+    """Move the files of a finished save to where they belong; a README already there stays."""
+    names = sorted(file.name for file in fresh.iterdir())
+    for name in names:
+        if name != "README.md" or not (folder / name).exists():
+            os.replace(fresh / name, folder / name)
+    if "tokenizer.json" not in names:  # of an earlier model, whose tokens were no bytes
+        (folder / "tokenizer.json").unlink(missing_ok=True)
+
+
+def load(cls, path):
+    """A model of class `cls` from a file or folder, in evaluation mode, on the CPU."""
+    if path.is_file():
+        config, weights, tokenizer, source = *read_file(path), path
+    else:
+        config, weights, tokenizer, source = read_folder(path)
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # making a model to fill it is no reason to draw numbers
+        model = cls(config, tokenizer)
+    fit_weights(model, weights, source)
+    return model.eval()
+
+
+# %% notebooks/11_checkpoints.ipynb#api
+def to_hub(model, tokenizer=None):
+    """A Phase2HubModel that shares the weights of a Phase2IntegratedModel."""
+    with torch.random.fork_rng(devices=[]):
+        hub = Phase2HubModel(model.config, tokenizer or getattr(model, "tokenizer", None))
+    hub.load_state_dict(model.state_dict(), assign=True)
+    return hub.train(model.training)
+
+
+def save_pretrained(model, folder, tokenizer=None, **options):
+    """Save a model for :func:`from_pretrained`; if it fails, what was there before is still there.
+
+    Args:
+        model: Phase2IntegratedModel.
+        folder: where `config.json`, `model.safetensors`, `tokenizer.json` and a model card go.
+        tokenizer: ByteTokenizer or BPETokenizer; bytes if not given.
+        options: of the Hub's mixin: `push_to_hub`, `repo_id`, `private`, …
+    """
+    return to_hub(model, tokenizer).save_pretrained(folder, **options)
+
+
+def from_pretrained(name, **download):
+    """Load a model, on the CPU and ready for inference.
+
+    Args:
+        name: a folder of :func:`save_pretrained`; the folder of a training run, for its best
+            weights; a file of `torch.save` with `model_state_dict` and `config`; or a repository
+            of the Hub, "owner/model".
+        download: options of `huggingface_hub.snapshot_download`.
+
+    Returns:
+        Phase2HubModel, with its `tokenizer`.
+
+    Raises:
+        CheckpointError: it is none of these, cut short, damaged, does not fit its configuration,
+            or holds anything but tensors and plain values. Nothing in the file is run.
+    """
+    return Phase2HubModel.from_pretrained(name, **download)

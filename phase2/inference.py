@@ -1,0 +1,347 @@
+# Generated from notebooks/09_inference.ipynb; edit the notebook, not this file.
+"""Inference."""
+
+import math
+from itertools import count
+
+import torch
+
+from phase2.model import check_input, real, whole
+from phase2.training import ByteTokenizer
+
+__all__ = [
+    "choose_token",
+    "SAMPLING",
+    "check_sampling",
+    "check_prompt",
+    "stream",
+    "stream_steps",
+    "generate",
+    "pad_left",
+    "LONGEST",
+    "BYTES",
+    "tokenizer_of",
+    "stream_text",
+    "as_ids",
+    "surprisals",
+    "evaluate",
+    "interact",
+    "answer",
+]
+
+
+# %% notebooks/09_inference.ipynb#choose
+def choose_token(logits, temperature=0.0, top_k=None, top_p=None, generator=None):
+    """One token for each row of logits: equation (eq-temperature) on what the filters leave.
+
+    Args:
+        logits: z, (B, vocab_size).
+        temperature: T; 0 takes the largest logit.
+        top_k: how many of the largest logits to keep; None keeps all.
+        top_p: keep the fewest tokens that have this much probability together; None keeps all.
+        generator: torch.Generator on the device of the logits; None is the global one.
+
+    Returns:
+        Tokens, (B,).
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    kept = min(top_k or logits.shape[-1], logits.shape[-1])
+    scaled, tokens = torch.topk(logits.float() / temperature, kept)  # both (B, kept), largest first
+    p = torch.softmax(scaled, dim=-1)
+    if top_p is not None:
+        above = p.cumsum(-1) - p  # what more probable tokens have together; 0 for the first
+        p = p.masked_fill(above >= top_p, 0)
+    place = torch.multinomial(p, 1, generator=generator)
+    return tokens.gather(-1, place).squeeze(-1)
+
+
+# %% notebooks/09_inference.ipynb#checks
+SAMPLING = {
+    "max_new_tokens": whole(0),
+    "temperature": real(0),
+    "top_k": whole(1),
+    "top_p": real(0, highest=1, above=True),
+}
+
+
+def check_sampling(temperature, **optional):
+    """Refuse options that mean nothing: `temperature`, and others that are not None.
+
+    Rules are in :data:`SAMPLING`.
+
+    Raises:
+        ValueError: a value out of range, or a filter at temperature 0, where nothing is sampled.
+    """
+    given = {name: value for name, value in optional.items() if value is not None}
+    for name, value in {"temperature": temperature, **given}.items():
+        allowed, meaning = SAMPLING[name]
+        if not allowed(value):
+            raise ValueError(f"{name} must be {meaning}, got {value!r}")
+    filters = given.keys() & {"top_k", "top_p"}
+    if filters and temperature == 0:
+        name = min(filters)
+        raise ValueError(
+            f"{name} needs a temperature above 0 (0 is greedy), got {name}={given[name]}"
+        )
+
+
+# %% notebooks/09_inference.ipynb#check-prompt
+def check_prompt(input_ids, attention_mask, state, config):
+    """Refuse prompts that nothing can follow.
+
+    Raises:
+        ValueError: see :func:`phase2.model.check_input`; also no token at all, or a row whose last
+            position is padding.
+    """
+    check_input(input_ids, attention_mask, state, config)
+    if not input_ids.shape[1]:
+        raise ValueError("input_ids must hold at least one token in each row, got shape (B, 0)")
+    if attention_mask is not None and not attention_mask[:, -1].all():
+        row = int((attention_mask[:, -1] == 0).nonzero()[0])
+        raise ValueError(
+            f"attention_mask must be 1 at the end of each row: pad on the left; row {row} ends in 0"
+        )
+
+
+# %% notebooks/09_inference.ipynb#stream
+def stream(
+    model,
+    input_ids,
+    max_new_tokens=None,
+    temperature=0.0,
+    top_k=None,
+    top_p=None,
+    attention_mask=None,
+    generator=None,
+    stop_token=None,
+    state=None,
+):
+    """Continue prompts token by token, in constant time and memory: equation (eq-generate).
+
+    Args:
+        model: Phase2IntegratedModel.
+        input_ids: (B, N), N ≥ 1; prompts of different lengths are padded on the left.
+        max_new_tokens: where to end; None goes on for as long as it is asked.
+        temperature, top_k, top_p, generator: see :func:`choose_token`.
+        attention_mask: (B, N), 0 for padding.
+        stop_token: token after which a row is over; over rows repeat it until all are.
+        state: Phase2State to go on from; None is an empty memory.
+
+    Returns:
+        Iterator of tokens, (B,) each. Its return value (that of `yield from`) is the Phase2State
+        that has read the prompts and all of those tokens.
+
+    Raises:
+        ValueError: see :func:`check_sampling` and :func:`check_prompt`.
+    """
+    check_sampling(temperature, top_k=top_k, top_p=top_p, max_new_tokens=max_new_tokens)
+    check_prompt(input_ids, attention_mask, state, model.config)
+    steps = count() if max_new_tokens is None else range(max_new_tokens)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
+    return stream_steps(model, input_ids, state, attention_mask, steps, stop_token, options)
+
+
+# %% notebooks/09_inference.ipynb#stream-steps
+@torch.no_grad()
+def stream_steps(model, input_ids, state, attention_mask, steps, stop_token, options):
+    """The loop of :func:`stream`, its arguments checked."""
+    logits, state = model(input_ids, state, attention_mask, return_state=True)
+    over = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
+    for _ in steps:
+        token = choose_token(logits[:, -1], **options)  # (B,)
+        if stop_token is not None:
+            token = torch.where(over, stop_token, token)
+            over = token == stop_token
+        yield token
+        logits, state = model(token[:, None], state, return_state=True)
+        if over.all():
+            break
+    return state
+
+
+def generate(model, input_ids, max_new_tokens, **options):
+    """Prompts and what follows: :func:`stream`, collected.
+
+    Args:
+        model, input_ids, max_new_tokens: see :func:`stream`.
+        options: all others of :func:`stream`, by name.
+
+    Returns:
+        (B, N + new), new ≤ max_new_tokens: less if every row has met its `stop_token`.
+
+    Raises:
+        ValueError: see :func:`stream`.
+    """
+    if max_new_tokens is None:
+        raise ValueError(
+            "max_new_tokens must be an integer of at least 0, got None; stream() has no end"
+        )
+    tokens = stream(model, input_ids, max_new_tokens, **options)
+    return torch.cat((input_ids, *(token[:, None] for token in tokens)), dim=1)
+
+
+# %% notebooks/09_inference.ipynb#pad
+def pad_left(prompts):
+    """Prompts of different lengths as one batch.
+
+    Args:
+        prompts: lists of token ids, or 1-D tensors, none empty.
+
+    Returns:
+        `input_ids` and `attention_mask`, (B, N) each, N the longest; both 0 where padded.
+
+    Raises:
+        ValueError: no prompt, or an empty one.
+    """
+    prompts = [torch.as_tensor(prompt, dtype=torch.long) for prompt in prompts]
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        lengths = [len(prompt) for prompt in prompts]
+        raise ValueError(f"prompts must be at least one, none of them empty, got lengths {lengths}")
+    backwards = [prompt.flip(0) for prompt in prompts]
+    rows = torch.nn.utils.rnn.pad_sequence(backwards, batch_first=True).flip(1)
+    ends = torch.tensor([len(prompt) for prompt in prompts])
+    column = torch.arange(rows.shape[1], 0, -1)  # N … 1, counted from the end
+    return rows, (column <= ends[:, None]).long()
+
+
+# %% notebooks/09_inference.ipynb#text
+LONGEST = 4  # bytes of the longest UTF-8 character
+BYTES = ByteTokenizer()
+
+
+def tokenizer_of(model):
+    """The tokenizer that came with a model, or bytes."""
+    return getattr(model, "tokenizer", None) or BYTES
+
+
+def stream_text(tokens, decode=BYTES.decode):
+    """Tokens to pieces of text, as soon as they are whole characters.
+
+    Args:
+        tokens: iterable of tensors (1,) or ints, as :func:`stream` gives for one prompt.
+        decode: function from a list of ids to text; an unfinished character ends in U+FFFD.
+
+    Returns:
+        Iterator of str; joined, they are what the tokens decode to.
+    """
+    pending = []
+    for token in tokens:
+        pending.append(int(token))
+        piece = decode(pending)
+        if len(pending) >= LONGEST or not piece.endswith("\ufffd"):
+            yield piece
+            pending = []
+    if pending:
+        yield decode(pending)
+
+
+# %% notebooks/09_inference.ipynb#evaluate
+def as_ids(ids, device=None):
+    """Token ids from a list, array or tensor: int64 (N,). ValueError if they are none."""
+    ids = torch.as_tensor(ids, device=device)
+    if ids.dim() != 1 or ids.is_floating_point():
+        raise ValueError(
+            f"ids must be integers of shape (N,), got {tuple(ids.shape)} of {ids.dtype}"
+        )
+    return ids.long()
+
+
+@torch.no_grad()
+def surprisals(model, ids, chunk=1024):
+    """−ln p of every token of a text given all before it, read in pieces with carried state.
+
+    Args:
+        model: Phase2IntegratedModel.
+        ids: token ids, at least two: a list, a 1-D tensor or array; only slices of it are held.
+        chunk: tokens read at once; changes the memory it takes, not the result.
+
+    Returns:
+        Iterator of tensors in nats, one for each piece, N − 1 values together: nothing predicts
+        the first token.
+
+    Raises:
+        ValueError: less than two tokens, a `chunk` below 1, or ids that are no tokens.
+    """
+    allowed, meaning = whole(1)
+    if not allowed(chunk):
+        raise ValueError(f"chunk must be {meaning}, got {chunk!r}")
+    state, device = None, model.embedding.weight.device
+    for start in range(0, len(ids) - 1, chunk):
+        piece = as_ids(ids[start : start + chunk + 1], device)
+        logits, state = model(piece[None, :-1], state, return_state=True)
+        yield torch.nn.functional.cross_entropy(logits[0].float(), piece[1:], reduction="none")
+
+
+# %% notebooks/09_inference.ipynb#evaluate-all
+def evaluate(model, ids, chunk=1024, n_bytes=None):
+    """How well a model predicts a text: equation (eq-perplexity).
+
+    Args:
+        model, ids, chunk: see :func:`surprisals`.
+        n_bytes: b, bytes that the predicted tokens encode; None if each is a byte.
+
+    Returns:
+        dict with `loss` (nats a token), `perplexity`, `bits_per_byte` and `tokens`, how many were
+        predicted.
+
+    Raises:
+        ValueError: see :func:`surprisals`.
+    """
+    if len(ids) < 2:
+        raise ValueError(
+            f"ids must hold at least two tokens, one to predict from one, got {len(ids)}"
+        )
+    total = sum(piece.double().sum().item() for piece in surprisals(model, ids, chunk))
+    tokens = len(ids) - 1
+    loss = total / tokens
+    perplexity = math.exp(loss) if loss < 700 else math.inf  # e^709 is the largest float
+    bits = total / math.log(2) / (n_bytes or tokens)
+    return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits, "tokens": tokens}
+
+
+# %% notebooks/09_inference.ipynb#interact
+def interact(
+    model, encode=None, decode=None, max_new_tokens=200, read=input, write=print, **options
+):
+    """A session: read a line, continue it, and remember both.
+
+    "reset" empties the memory; "quit", the end of input or Ctrl-C ends the session.
+
+    Args:
+        model: Phase2IntegratedModel.
+        encode, decode: from text to token ids, and back; None takes the tokenizer of the model.
+        max_new_tokens: the longest answer.
+        read: called with the text that asks for a line, returns the line.
+        write: called like print with the pieces of an answer.
+        options: all others of :func:`stream`, by name.
+
+    Raises:
+        ValueError: see :func:`stream`.
+    """
+    encode, decode = encode or tokenizer_of(model).encode, decode or tokenizer_of(model).decode
+    state, device = None, model.embedding.weight.device
+    try:
+        while (line := read("> ")) != "quit":
+            if line == "reset":
+                state = None
+            elif line:
+                prompt = as_ids(encode(line), device)[None]
+                state = answer(model, prompt, decode, max_new_tokens, write, state=state, **options)
+    except (EOFError, KeyboardInterrupt):
+        write()
+
+
+# %% notebooks/09_inference.ipynb#answer
+def answer(model, prompt, decode, max_new_tokens, write, **options):
+    """Write what follows a prompt (1, N), piece by piece; returns the Phase2State after it."""
+
+    def tokens():
+        nonlocal state
+        state = yield from stream(model, prompt, max_new_tokens, **options)
+
+    state = None
+    for piece in stream_text(tokens(), decode):
+        write(piece, end="", flush=True)
+    write()
+    return state

@@ -1,0 +1,982 @@
+# Generated from notebooks/08_training.ipynb; edit the notebook, not this file.
+"""Training."""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import json
+import math
+import os
+import pickle
+import random
+import re
+import signal
+import sys
+import threading
+import warnings
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from phase2.model import check_keys, real, whole
+
+__all__ = [
+    "ByteTokenizer",
+    "need",
+    "END",
+    "BPETokenizer",
+    "train_bpe",
+    "read_documents",
+    "split_documents",
+    "Tokens",
+    "TextData",
+    "tokenize",
+    "text_data",
+    "TextWindows",
+    "window_starts",
+    "batch_starts",
+    "bits_per_byte",
+    "SETTING_RULES",
+    "TrainSettings",
+    "LOWEST",
+    "schedule",
+    "RATES",
+    "parameter_groups",
+    "Run",
+    "piece_size",
+    "pieces",
+    "loss_of",
+    "as_tuple",
+    "diverged",
+    "gradient",
+    "look_inside",
+    "train_step",
+    "check_run",
+    "prepare",
+    "held_out_bits",
+    "copy_weights",
+    "evaluate_run",
+    "out_of_patience",
+    "CheckpointError",
+    "write_atomically",
+    "read_torch",
+    "fit_weights",
+    "rng_state",
+    "set_rng_state",
+    "CHECKPOINT",
+    "HISTORY",
+    "fingerprint",
+    "snapshot",
+    "save_run",
+    "differences",
+    "resume_run",
+    "read_history",
+    "write_history",
+    "Interruption",
+    "save_tokenizer",
+    "begin",
+    "record",
+    "summary",
+    "progress_bar",
+    "run_steps",
+    "train",
+    "to_settings",
+    "finish",
+]
+
+
+# %% notebooks/08_training.ipynb#byte-tokenizer
+class ByteTokenizer:
+    """Text as its UTF-8 bytes: nothing to learn, and no text that it cannot write.
+
+    Attributes:
+        vocab_size: 256.
+        end: 0, the byte between two documents; it occurs in no text.
+    """
+
+    vocab_size, end = 256, 0
+
+    def encode(self, text):
+        """A str or bytes -> ids, (N,) uint8."""
+        raw = bytearray(text.encode() if isinstance(text, str) else text)
+        return (
+            torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+        )
+
+    def decode(self, ids):
+        """Ids -> str; bytes that are no UTF-8 become the replacement character."""
+        return bytes(torch.as_tensor(ids).flatten().tolist()).decode(errors="replace")
+
+
+# %% notebooks/08_training.ipynb#need
+def need(name):
+    """Import a module that comes with the extra `train`.
+
+    Raises:
+        ImportError: it is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = name.partition(".")[0]
+        message = f'{package} is not installed; it comes with: pip install "phase2[train]"'
+        raise ImportError(message) from error
+
+
+# %% notebooks/08_training.ipynb#bpe
+END = "<|end|>"
+
+
+class BPETokenizer:
+    """Byte-pair encoding by the library `tokenizers`, with the interface of ByteTokenizer.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer` that has the token `END`.
+    """
+
+    def __init__(self, tokenizer):
+        tokenizer.encode_special_tokens = True  # "<|end|>" in a text is seven letters, not an end
+        self.tokenizer, self.end = tokenizer, tokenizer.token_to_id(END)
+        self.vocab_size = tokenizer.get_vocab_size()
+
+    def encode(self, text):
+        """A str, or UTF-8 bytes -> ids, (N,) int32."""
+        text = text if isinstance(text, str) else text.decode()
+        return torch.tensor(self.tokenizer.encode(text).ids, dtype=torch.int32)
+
+    def decode(self, ids):
+        """Ids -> str."""
+        ids = torch.as_tensor(ids).flatten().tolist()
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+# %% notebooks/08_training.ipynb#train-bpe
+def train_bpe(documents, vocab_size):
+    """Learn a byte-pair encoding from a list of str.
+
+    Raises:
+        ValueError: `vocab_size` leaves no room beside the 256 bytes and the end.
+    """
+    if vocab_size <= 257:
+        raise ValueError(f"vocab_size must be above 257, the bytes and the end; got {vocab_size}")
+    library = need("tokenizers")
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),  # all 256 bytes
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return BPETokenizer(tokenizer)
+
+
+# %% notebooks/08_training.ipynb#documents
+def read_documents(texts):
+    """A text, a path, or a list of them -> list of bytes, one a document.
+
+    Raises:
+        ValueError: there is no text, or a text that is the name of a file.
+    """
+    texts = [texts] if isinstance(texts, str | os.PathLike) else list(texts)
+    for text in texts:
+        if isinstance(text, str) and len(text) < 1000 and os.path.isfile(text):
+            raise ValueError(f"{text!r} is the text itself; to read that file, give a Path")
+    read = [t.encode() if isinstance(t, str) else Path(t).read_bytes() for t in texts]
+    if not any(read):
+        raise ValueError("texts must hold some text, got none")
+    return [document for document in read if document]
+
+
+def split_documents(documents, held_out):
+    """Cut a list of documents in two, the last `held_out` of all bytes in the second part.
+
+    Returns:
+        Two lists of bytes; a document is cut only between two characters.
+    """
+    cut = round((1 - held_out) * sum(map(len, documents)))
+    first, second = [], []
+    for document in documents:
+        here = min(max(cut, 0), len(document))
+        while here < len(document) and document[here] & 0xC0 == 0x80:  # inside a character
+            here += 1
+        first.append(document[:here]), second.append(document[here:])
+        cut -= len(document)
+    return [d for d in first if d], [d for d in second if d]
+
+
+# %% notebooks/08_training.ipynb#data
+class Tokens(NamedTuple):
+    """A tokenized text: its ids, (N,), and how many bytes of text they stand for."""
+
+    ids: Tensor
+    size: int
+
+    @property
+    def bytes_per_token(self):
+        return self.size / max(1, len(self.ids))
+
+
+class TextData(NamedTuple):
+    """What a model is trained on, what is held out from it, and the tokenizer of both."""
+
+    train: Tokens
+    held_out: Tokens
+    tokenizer: object
+
+
+def tokenize(documents, tokenizer):
+    """A list of bytes -> Tokens, the documents one after the other with an `end` between two."""
+    end, pieces = torch.tensor([tokenizer.end]), []
+    for document in documents:
+        ids = tokenizer.encode(document)
+        pieces += [end.to(ids.dtype), ids] if pieces else [ids]
+    size = sum(map(len, documents)) + max(0, len(documents) - 1)
+    return Tokens(torch.cat(pieces) if pieces else tokenizer.encode(""), size)
+
+
+# %% notebooks/08_training.ipynb#text-data
+def text_data(texts, tokenizer="bytes", vocab_size=1024, held_out=0.1):
+    """Read texts, hold out their end, and turn them into numbers.
+
+    Args:
+        texts: a text (str), a file (Path), or a list of them; several are read as documents.
+        tokenizer: "bytes", "bpe" to learn byte pairs from the training part, or a tokenizer.
+        vocab_size: number of tokens of "bpe".
+        held_out: share of the bytes to hold out, from 0 to below 1.
+
+    Returns:
+        TextData.
+
+    Raises:
+        ValueError: there is no text, `held_out` or `tokenizer` is not one of these, or a text is
+            no UTF-8 and "bpe" is asked for.
+        OSError: a file cannot be read.
+    """
+    if not 0 <= held_out < 1:
+        raise ValueError(f"held_out must be from 0 to below 1, got {held_out!r}")
+    if isinstance(tokenizer, str) and tokenizer not in ("bytes", "bpe"):
+        raise ValueError(f"tokenizer must be 'bytes', 'bpe' or a tokenizer, got {tokenizer!r}")
+    first, second = split_documents(read_documents(texts), held_out)
+    if tokenizer == "bytes":
+        tokenizer = ByteTokenizer()
+    elif tokenizer == "bpe":
+        tokenizer = train_bpe([document.decode() for document in first], vocab_size)
+    return TextData(tokenize(first, tokenizer), tokenize(second, tokenizer), tokenizer)
+
+
+# %% notebooks/08_training.ipynb#windows
+class TextWindows(torch.utils.data.Dataset):
+    """The windows of a text, one after the other: each is (input_ids, targets), two (n_seq,).
+
+    Args:
+        ids: (N,) integers.
+        n_seq: length of a window.
+    """
+
+    def __init__(self, ids, n_seq):
+        self.ids, self.n_seq = ids, n_seq
+
+    def __len__(self):
+        return max(0, len(self.ids) - 1) // self.n_seq
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        window = self.ids[index * self.n_seq : (index + 1) * self.n_seq + 1].long()
+        return window[:-1], window[1:]
+
+
+# %% notebooks/08_training.ipynb#order
+@functools.lru_cache(maxsize=2)
+def window_starts(length, n_seq, seed, epoch):
+    """Where the windows of one pass over a text begin, in random order and shifted at random.
+
+    Args:
+        length: tokens in the text, more than n_seq.
+        n_seq: length of a window.
+        seed, epoch: which pass of which run.
+
+    Returns:
+        (max(1, length // n_seq − 1),) int64.
+    """
+    generator = torch.Generator().manual_seed((1_000_003 * seed + epoch) % 2**32)
+    count = max(1, length // n_seq - 1)
+    slack = length - 1 - count * n_seq
+    shift = torch.randint(0, slack + 1, (), generator=generator)
+    return shift + n_seq * torch.randperm(count, generator=generator)
+
+
+def batch_starts(length, n_seq, batch_size, seed, step):
+    """Where the windows of a step's batch begin, (batch_size,)."""
+    count = max(1, length // n_seq - 1)
+    places = range(step * batch_size, (step + 1) * batch_size)
+    starts = [window_starts(length, n_seq, seed, place // count)[place % count] for place in places]
+    return torch.stack(starts)
+
+
+# %% notebooks/08_training.ipynb#bits
+def bits_per_byte(loss, bytes_per_token=1.0):
+    """Equation (eq-bits-per-byte): mean loss in nats a token -> bits a byte of text."""
+    return loss / (math.log(2) * bytes_per_token)
+
+
+# %% notebooks/08_training.ipynb#settings
+SETTING_RULES = {
+    **dict.fromkeys(
+        ["steps", "batch_size", "accumulate", "patience", "evaluate_windows"], whole(1)
+    ),
+    **dict.fromkeys(["log_every", "evaluate_every", "save_every"], whole(1)),
+    **dict.fromkeys(["warmup", "seed"], whole(0)),
+    **dict.fromkeys(["learning_rate", "clip"], real(0, above=True)),
+    "weight_decay": real(0),
+}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Every choice of a training run; :data:`SETTING_RULES` has what is allowed."""
+
+    steps: int = 1000
+    batch_size: int = 8  # windows of n_seq tokens a step, over all processes
+    accumulate: int = 1  # pieces that a process works through one after the other, to save memory
+    learning_rate: float = 2e-3  # at its peak
+    warmup: int = 50  # steps to the peak
+    weight_decay: float = 0.1
+    clip: float = 1.0  # largest norm of the gradient
+    log_every: int = 10  # steps between two looks into the memory
+    evaluate_every: int = 100
+    evaluate_windows: int = 64  # of held-out text, spread over it
+    save_every: int = 100
+    patience: int = 1000  # evaluations without a new best before stopping
+    seed: int = 0  # of the order of the windows
+
+    def __post_init__(self):
+        for name, (allowed, meaning) in SETTING_RULES.items():
+            if not allowed(getattr(self, name)):
+                raise ValueError(f"{name} must be {meaning}, got {getattr(self, name)!r}")
+
+
+# %% notebooks/08_training.ipynb#schedule
+LOWEST = 0.05  # of the peak, at the end
+
+
+def schedule(step, settings):
+    """Learning rate of a step, counted from 0: equation (eq-schedule)."""
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.learning_rate * (LOWEST + (1 - LOWEST) * (1 + math.cos(math.pi * done)) / 2)
+
+
+# %% notebooks/08_training.ipynb#groups
+RATES = {"potential", "eta"}  # modules that set a rate: zero is no neutral value for them
+
+
+def parameter_groups(model, weight_decay):
+    """The two groups of equation (eq-adamw): matrices that mix features decay, nothing else does.
+
+    Returns:
+        list of two dicts with `params` and `weight_decay`, for an optimizer of torch.
+    """
+    mixing = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and RATES.isdisjoint(name.split("."))
+    }
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return [
+        {"params": [p for name, p in named if name in mixing], "weight_decay": weight_decay},
+        {"params": [p for name, p in named if name not in mixing], "weight_decay": 0.0},
+    ]
+
+
+# %% notebooks/08_training.ipynb#run
+@dataclass
+class Run:
+    """Everything of a training run that changes, and what a step needs.
+
+    Attributes:
+        model, optimizer: as prepared by Accelerate.
+        data: TextData.
+        settings: TrainSettings.
+        accelerator: accelerate.Accelerator.
+        folder: Path to save to, or None.
+        step: steps done.
+        history: one dict a step.
+        best: dict with `step`, `bits` and `weights` of the best evaluation, or None before any.
+        stopping: has any process been asked to stop?
+    """
+
+    model: Any
+    optimizer: Any
+    data: TextData
+    settings: TrainSettings
+    accelerator: Any
+    folder: Path | None = None
+    step: int = 0
+    history: list = field(default_factory=list)
+    best: dict | None = None
+    stopping: bool = False
+
+    @property
+    def plain_model(self):
+        """The model itself, out of the wrapping that shares it among processes."""
+        return self.accelerator.unwrap_model(self.model)
+
+
+# %% notebooks/08_training.ipynb#pieces
+def piece_size(settings, accelerator):
+    """Windows that a process reads at once."""
+    return settings.batch_size // (settings.accumulate * accelerator.num_processes)
+
+
+def pieces(run):
+    """This process's share of the batch of this step: a list of `accumulate` (rows, n_seq + 1)."""
+    settings, accelerator, ids = run.settings, run.accelerator, run.data.train.ids
+    n_seq = run.plain_model.config.n_seq
+    starts = batch_starts(len(ids), n_seq, settings.batch_size, settings.seed, run.step)
+    mine = starts[accelerator.process_index :: accelerator.num_processes]
+    windows = ids[mine[:, None] + torch.arange(n_seq + 1)].long().to(accelerator.device)
+    return windows.split(piece_size(settings, accelerator))
+
+
+def loss_of(model, window, look=False):
+    """Mean loss of the windows (rows, N + 1) in nats a token, and diagnostics if asked."""
+    logits, *diagnostics = as_tuple(model(window[:, :-1], return_diagnostics=look))
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten())
+    return loss, (diagnostics or [None])[0]
+
+
+def as_tuple(value):
+    """A tuple as it is, anything else as a tuple of one."""
+    return value if isinstance(value, tuple) else (value,)
+
+
+# %% notebooks/08_training.ipynb#diverged
+def diverged(run, found):
+    """Raise the FloatingPointError of :func:`train_step`, saying what was found."""
+    rate = run.settings.learning_rate
+    raise FloatingPointError(f"step {run.step + 1}: {found}; lower learning_rate (now {rate:g})")
+
+
+# %% notebooks/08_training.ipynb#gradient
+def gradient(run, look):
+    """Leave the gradient of the whole batch, averaged over processes, on the parameters.
+
+    Returns:
+        The loss of this process's share, a tensor, and diagnostics of its first piece if asked.
+    """
+    total, seen, parts = 0.0, None, pieces(run)
+    for number, piece in enumerate(parts, start=1):
+        last = number == len(parts)  # processes exchange gradients once, after the last piece
+        alone = contextlib.nullcontext() if last else run.accelerator.no_sync(run.model)
+        with alone:
+            try:
+                loss, diagnostics = loss_of(run.model, piece, look and number == 1)
+            except ValueError as error:  # the memory refuses rates that are not finite
+                diverged(run, str(error))
+            run.accelerator.backward(loss / len(parts))
+        total = total + loss.detach() / len(parts)
+        seen = seen or diagnostics
+    return total, seen
+
+
+# %% notebooks/08_training.ipynb#look
+def look_inside(diagnostics):
+    """Per layer, what the log keeps of the diagnostics of a model: lists of floats."""
+    stability = diagnostics["stability_metrics"]
+    return {
+        "gamma": [gamma.mean().item() for gamma in diagnostics["gamma_values"]],
+        "snr": [layer["mean_snr"] for layer in diagnostics["snr_stats"]],
+        "resonant_share": [float(x["resonant_share"]) for x in diagnostics["resonance_info"]],
+        "energy": [layer["energy"] for layer in stability],
+        "stable_ratio": [layer["stable_ratio"] for layer in stability],
+    }
+
+
+# %% notebooks/08_training.ipynb#step
+def train_step(run, stop=False):
+    """Read a batch, change the weights once, and say how it went.
+
+    Args:
+        run: Run; its `step` is advanced.
+        stop: has this process been asked to stop? All learn of it.
+
+    Returns:
+        dict with `step`, `loss` (nats a token), `bits_per_byte`, `learning_rate`, `gradient_norm`,
+        and every `log_every` steps what :func:`look_inside` sees.
+
+    Raises:
+        FloatingPointError: the loss or its gradient is not finite; the weights stay as they were.
+    """
+    settings, accelerator = run.settings, run.accelerator
+    rate = schedule(run.step, settings)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.model.train()
+    run.optimizer.zero_grad()
+    loss, seen = gradient(run, accelerator.is_main_process and run.step % settings.log_every == 0)
+    asked = torch.full_like(loss, stop)
+    loss, asked = accelerator.reduce(torch.stack((loss, asked)), "mean").tolist()
+    norm = float(accelerator.clip_grad_norm_(run.model.parameters(), settings.clip))
+    if not math.isfinite(loss + norm):
+        diverged(run, f"the loss is {loss:.3g}, the norm of its gradient {norm:.3g}")
+    run.optimizer.step()
+    run.step, run.stopping = run.step + 1, asked > 0
+    entry = {"step": run.step, "loss": loss}
+    entry["bits_per_byte"] = bits_per_byte(loss, run.data.train.bytes_per_token)
+    entry |= {"learning_rate": rate, "gradient_norm": norm}
+    return entry | (look_inside(seen) if seen else {})
+
+
+# %% notebooks/08_training.ipynb#check
+def check_run(config, data, settings, accelerator):
+    """Refuse a run that cannot work.
+
+    Raises:
+        ValueError: text too short, vocabulary too small, a batch that cannot be shared equally, or
+            an accelerator that shards the model or trains in float16.
+    """
+    length, processes = len(data.train.ids), accelerator.num_processes
+    if length <= config.n_seq:
+        raise ValueError(
+            f"the text must be longer than n_seq = {config.n_seq} tokens, got {length}"
+        )
+    if data.tokenizer.vocab_size > config.vocab_size:
+        need_ids, has = data.tokenizer.vocab_size, config.vocab_size
+        raise ValueError(
+            f"vocab_size must be at least that of the tokenizer, {need_ids}; got {has}"
+        )
+    if settings.batch_size % (settings.accumulate * processes):
+        shares = f"accumulate ({settings.accumulate}) × processes ({processes})"
+        raise ValueError(f"batch_size must be a multiple of {shares}, got {settings.batch_size}")
+    kind = str(accelerator.distributed_type.value)
+    if accelerator.mixed_precision not in ("no", "bf16") or "FSDP" in kind or "DEEPSPEED" in kind:
+        got = f"{accelerator.mixed_precision}, {kind}"
+        raise ValueError(f"accelerator must use float32 or bf16 and whole models, got {got}")
+
+
+def prepare(model, data, settings, accelerator, folder=None):
+    """A Run at step 0: the model on its device, AdamW over its groups."""
+    check_run(model.config, data, settings, accelerator)
+    groups = parameter_groups(model, settings.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
+    model, optimizer = accelerator.prepare(model, optimizer)
+    return Run(model, optimizer, data, settings, accelerator, folder)
+
+
+# %% notebooks/08_training.ipynb#evaluate
+@torch.no_grad()
+def held_out_bits(run):
+    """Bits per byte of held-out windows, spread over the held-out text; None if there is none."""
+    tokens, accelerator, model = run.data.held_out, run.accelerator, run.plain_model
+    windows = TextWindows(tokens.ids, max(1, min(model.config.n_seq, len(tokens.ids) - 1)))
+    if not len(windows):
+        return None
+    count = min(len(windows), run.settings.evaluate_windows)
+    chosen = torch.linspace(0, len(windows) - 1, count).round().long()
+    mine = chosen[accelerator.process_index :: accelerator.num_processes]
+    model.eval()
+    total = torch.zeros((), device=accelerator.device)
+    for some in mine.split(piece_size(run.settings, accelerator)):
+        rows = tokens.ids[some[:, None] * windows.n_seq + torch.arange(windows.n_seq + 1)]
+        total += loss_of(model, rows.long().to(accelerator.device))[0] * len(some)
+    loss = accelerator.reduce(total, "sum").item() / count
+    return bits_per_byte(loss, tokens.bytes_per_token)
+
+
+def copy_weights(model):
+    """The state dict of a model, copied to the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def evaluate_run(run):
+    """Evaluate, keep the weights if they are the best, return `held_out` in bits per byte."""
+    bits = held_out_bits(run)
+    if bits is None:
+        return {}
+    if run.best is None or bits < run.best["bits"]:
+        run.best = {"step": run.step, "bits": bits, "weights": copy_weights(run.plain_model)}
+    return {"held_out": bits}
+
+
+def out_of_patience(run):
+    """Have `patience` evaluations gone by without a new best?"""
+    since = run.step - run.best["step"] if run.best else 0
+    return since >= run.settings.patience * run.settings.evaluate_every
+
+
+# %% notebooks/08_training.ipynb#atomic
+class CheckpointError(ValueError):
+    """A file is no checkpoint, or not one that fits; the message names the file and the reason."""
+
+
+def write_atomically(path, write):
+    """Write a file so that it is whole at every moment: the old one, then the new one.
+
+    Args:
+        path: the file; its folder is made.
+        write: called with a binary file open for writing, not yet in its place.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before the old one goes
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# %% notebooks/08_training.ipynb#read
+def read_torch(path):
+    """Read what `torch.save` has written, tensors and plain values only.
+
+    Raises:
+        CheckpointError: no such file, cut short, damaged, or holding anything else; nothing in the
+            file is run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = named[1] if named else "something"
+        why = f"holds {what} that is no tensor or plain value; refused, nothing in it was run"
+        raise CheckpointError(f"{path}: {why}") from error
+    except Exception as error:  # a damaged file can fail in any way
+        why = f"cut short, damaged, or no checkpoint ({type(error).__name__})"
+        raise CheckpointError(f"{path}: {why}") from error
+    if damaged:  # torch.load does not compare checksums
+        raise CheckpointError(f"{path}: damaged, the checksum of {damaged} is wrong")
+    return state
+
+
+# %% notebooks/08_training.ipynb#fit
+def fit_weights(model, weights, path):
+    """Load a state dict into a model, all of it or nothing.
+
+    Raises:
+        CheckpointError: names or shapes differ from the model's; naming the first.
+    """
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"{path}: weights must be a dict, got {type(weights).__name__}")
+    wanted = model.state_dict()
+    for name in [*wanted, *weights]:
+        if name not in weights:
+            raise CheckpointError(f"{path}: lacks {name}, which the configuration asks for")
+        if name not in wanted:
+            raise CheckpointError(f"{path}: has {name}, which the configuration does not know")
+        got, shape = weights[name], tuple(wanted[name].shape)
+        if not isinstance(got, Tensor) or not got.is_floating_point():
+            raise CheckpointError(f"{path}: {name} must be a tensor of floats")
+        if tuple(got.shape) != shape:
+            got = tuple(got.shape)
+            raise CheckpointError(
+                f"{path}: {name} has shape {got}, its configuration asks for {shape}"
+            )
+    model.load_state_dict(weights)
+
+
+# %% notebooks/08_training.ipynb#rng
+def rng_state():
+    """The states of the random number generators of this process, as plain values."""
+    state = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    if "numpy" in sys.modules:
+        name, keys, *rest = sys.modules["numpy"].random.get_state()
+        state["numpy"] = (name, keys.tolist(), *rest)
+    return state
+
+
+def set_rng_state(state):
+    """The inverse of `rng_state`, for the generators that are here."""
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    if "numpy" in state and "numpy" in sys.modules:
+        sys.modules["numpy"].random.set_state(state["numpy"])
+
+
+# %% notebooks/08_training.ipynb#save
+CHECKPOINT = "training.pt"
+HISTORY = "history.jsonl"
+
+
+def fingerprint(data):
+    """A short name for a text and its tokenization: other data, another name."""
+    digest = hashlib.sha256()
+    for tokens in (data.train, data.held_out):
+        digest.update(tokens.ids.contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def snapshot(run, rng):
+    """Everything the next step depends on, as tensors and plain values."""
+    return {
+        "model_state_dict": run.plain_model.state_dict(),
+        "config": run.plain_model.config.to_dict(),
+        "train_loss": run.history[-1]["loss"] if run.history else None,
+        "optimizer_state_dict": run.optimizer.state_dict(),
+        "step": run.step,
+        "settings": asdict(run.settings),
+        "data": fingerprint(run.data),
+        "rng": rng,
+        "best": run.best,
+    }
+
+
+def save_run(run):
+    """Write `training.pt` atomically; every process must call it, one writes."""
+    rng = need("accelerate.utils").gather_object([rng_state()])
+    if run.accelerator.is_main_process:
+        state = snapshot(run, rng)
+        write_atomically(run.folder / CHECKPOINT, lambda file: torch.save(state, file))
+    run.accelerator.wait_for_everyone()
+
+
+# %% notebooks/08_training.ipynb#resume
+def differences(before, now):
+    """The entries in which two dicts differ, in words."""
+    pairs = ((name, before.get(name), now.get(name)) for name in {**before, **now})
+    return ", ".join(f"{name} was {a!r} and is {b!r}" for name, a, b in pairs if a != b)
+
+
+def resume_run(run):
+    """Put a Run at step 0 where `training.pt` in its folder says.
+
+    Raises:
+        CheckpointError: the file cannot be read, or belongs to another run.
+    """
+    path = run.folder / CHECKPOINT
+    state, model = read_torch(path), run.plain_model
+    now = {"config": model.config.to_dict(), "settings": asdict(run.settings)}
+    try:
+        for part, values in now.items():
+            if changed := differences(state[part], values):
+                raise CheckpointError(f"{path}: from a run with a different {part}: {changed}")
+        if state["data"] != fingerprint(run.data):
+            raise CheckpointError(f"{path}: from a run on another text")
+        history = read_history(run.folder / HISTORY, state["step"])
+        fit_weights(model, state["model_state_dict"], path)
+        run.optimizer.load_state_dict(state["optimizer_state_dict"])
+        run.step, run.best, run.history = state["step"], state["best"], history
+        if run.accelerator.process_index < len(state["rng"]):
+            set_rng_state(state["rng"][run.accelerator.process_index])
+    except CheckpointError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path}: not the checkpoint of a training run ({reason})") from error
+
+
+# %% notebooks/08_training.ipynb#history
+def read_history(path, steps):
+    """The first `steps` lines of a log, one dict each; later lines are cut off the file.
+
+    Raises:
+        CheckpointError: there are fewer, or one is no JSON.
+    """
+    lines = path.read_text().splitlines() if path.exists() else []
+    if len(lines) < steps:
+        raise CheckpointError(f"{path}: has {len(lines)} lines, the checkpoint is of step {steps}")
+    try:
+        history = [json.loads(line) for line in lines[:steps]]
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+    return history
+
+
+def write_history(path, history):
+    """Write a log anew, one line an entry."""
+    text = "".join(json.dumps(entry) + "\n" for entry in history)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+# %% notebooks/08_training.ipynb#interrupt
+class Interruption:
+    """Within it, the first Ctrl-C or request to terminate is noted; a second Ctrl-C interrupts.
+
+    Attributes:
+        signal: the number of the signal, or None.
+    """
+
+    def __init__(self):
+        self.signal, self.handlers = None, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # others get no signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.handlers[number] = signal.signal(number, self.note)
+        return self
+
+    def note(self, number, frame):
+        if number == self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number
+
+    def __exit__(self, *_):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def leave(self, message):
+        """Stop for good: SystemExit if asked to terminate, else KeyboardInterrupt."""
+        if self.signal == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt(message)
+
+
+# %% notebooks/08_training.ipynb#begin
+def save_tokenizer(tokenizer, folder):
+    """Write `tokenizer.json` if there is more to say than "bytes"."""
+    path = Path(folder) / "tokenizer.json"
+    if isinstance(tokenizer, BPETokenizer):
+        write_atomically(path, lambda file: file.write(tokenizer.tokenizer.to_str().encode()))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def begin(run, resume):
+    """Start or go on in the folder of a run, if it has one.
+
+    Raises:
+        FileExistsError: a run is there, and `resume` is False.
+    """
+    if run.folder is None:
+        return
+    path = run.folder / CHECKPOINT
+    if path.exists() and not resume:
+        raise FileExistsError(f"{path} exists: resume, or choose another folder")
+    if path.exists():
+        resume_run(run)
+    run.accelerator.wait_for_everyone()  # all have read before one writes
+    if run.accelerator.is_main_process:
+        write_history(run.folder / HISTORY, run.history)
+        save_tokenizer(run.data.tokenizer, run.folder)
+
+
+def record(run, entry):
+    """Keep an entry of the history, in memory and in the log."""
+    run.history.append(entry)
+    if run.folder and run.accelerator.is_main_process:
+        with open(run.folder / HISTORY, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+# %% notebooks/08_training.ipynb#bar
+def summary(entry, bar):
+    """One line for the progress bar; what is not looked at in every step keeps its last value."""
+    names = {"gamma": "Γ", "snr": "SNR", "energy": "E"}
+    bar.shown |= {"loss": entry["loss"], "bits/byte": entry["bits_per_byte"]}
+    bar.shown |= {names[key]: sum(entry[key]) / len(entry[key]) for key in names if key in entry}
+    bar.shown |= {"held out": entry["held_out"]} if "held_out" in entry else {}
+    return ", ".join(f"{name} {value:.3g}" for name, value in bar.shown.items())
+
+
+def progress_bar(run, visible):
+    """A tqdm bar over the steps of a run, in one process of several."""
+    hidden = not (visible and run.accelerator.is_main_process)
+    total = run.settings.steps
+    bar = need("tqdm").tqdm(
+        total=total, initial=run.step, unit="step", disable=hidden, mininterval=0.5
+    )
+    bar.shown = {}
+    return bar
+
+
+# %% notebooks/08_training.ipynb#loop
+def run_steps(run, interruption, bar, on_step=None):
+    """Train until the last step, until patience ends, or until asked to stop."""
+    settings = run.settings
+    while run.step < settings.steps and not out_of_patience(run):
+        entry = train_step(run, stop=interruption.signal is not None)
+        last = run.step == settings.steps
+        if last or run.step % settings.evaluate_every == 0:
+            entry |= evaluate_run(run)
+        record(run, entry)
+        bar.set_postfix_str(summary(entry, bar), refresh=False)
+        bar.update()
+        if on_step:
+            on_step(entry)
+        if run.folder and (last or run.stopping or run.step % settings.save_every == 0):
+            save_run(run)
+        if run.stopping:
+            where = f"saved in {run.folder}" if run.folder else "not saved"
+            interruption.leave(f"stopped after step {run.step}, {where}")
+
+
+# %% notebooks/08_training.ipynb#train
+def train(
+    model,
+    data,
+    settings=None,
+    *,
+    out=None,
+    resume=False,
+    accelerator=None,
+    on_step=None,
+    progress=True,
+    **values,
+):
+    """Train a model on text; it ends with the weights that did best on the held-out part.
+
+    Args:
+        model: Phase2IntegratedModel; it is moved to the device of the accelerator.
+        data: TextData, from :func:`text_data`.
+        settings: TrainSettings; or its fields by name, in `values`.
+        out: folder for `training.pt`, `history.jsonl` and `tokenizer.json`, or None.
+        resume: go on with the run in `out`, if there is one.
+        accelerator: accelerate.Accelerator, to choose a device or bf16; None makes one.
+        on_step, progress: function called with each entry of the history; show a bar?
+
+    Returns:
+        The history, a dict a step: see :func:`train_step`, :func:`evaluate_run`.
+
+    Raises:
+        ValueError: see :func:`check_run`.
+        FileExistsError, CheckpointError: see :func:`begin`, :func:`resume_run`.
+        FloatingPointError: the loss is not finite.
+        KeyboardInterrupt: after Ctrl-C, once the run is saved.
+    """
+    accelerator = accelerator or need("accelerate").Accelerator()
+    folder = Path(out) if out else None
+    run = prepare(model, data, to_settings(settings, values), accelerator, folder)
+    begin(run, resume)
+    with Interruption() as interruption, progress_bar(run, progress) as bar:
+        run_steps(run, interruption, bar, on_step)
+    finish(run)
+    return run.history
+
+
+# %% notebooks/08_training.ipynb#finish
+def to_settings(settings, values):
+    """TrainSettings from one, or from its fields by name, but not from both."""
+    if settings is not None and values:
+        raise ValueError(f"give settings or its fields, not both; got both, {', '.join(values)}")
+    check_keys(values, list(TrainSettings.__dataclass_fields__))
+    return settings or TrainSettings(**values)
+
+
+def finish(run):
+    """Leave the model plain, with its best weights."""
+    model = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
+    if run.best:
+        model.load_state_dict(run.best["weights"])
+    model.eval()

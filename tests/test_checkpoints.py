@@ -1,0 +1,351 @@
+"""Checkpoints: what is saved comes back, and nothing but a model gets in."""
+
+import json
+import os
+import pickle
+import random
+import shutil
+import struct
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phase2.model import create_phase2_model
+from phase2.training import CheckpointError, text_data, train
+
+pytest.importorskip("huggingface_hub")
+pytest.importorskip("safetensors")
+
+from phase2.checkpoints import (  # noqa: E402
+    Phase2HubModel,
+    digest,
+    from_pretrained,
+    read_weights,
+    save_pretrained,
+    to_hub,
+    write_weights,
+)
+
+TINY = {"d_model": 16, "n_layers": 2, "n_heads": 2, "n_seq": 24, "vocab_size": 300}
+TEXT = "".join(f"{n} squared is {n * n}; " for n in range(300))
+
+
+class Harm:
+    """Reading this pickle would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"echo harm > {self.path}",)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return create_phase2_model(**TINY)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    pytest.importorskip("tokenizers")
+    return text_data(TEXT, tokenizer="bpe", vocab_size=300).tokenizer
+
+
+@pytest.fixture
+def folder(model, pairs, tmp_path):
+    save_pretrained(model, tmp_path / "model", pairs)
+    return tmp_path / "model"
+
+
+def refused(name, *words):
+    with pytest.raises(CheckpointError) as error:
+        from_pretrained(name)
+    assert str(error.value).startswith(str(name))
+    for word in words:
+        assert word in str(error.value), error.value
+
+
+# There and back
+
+
+def test_what_is_saved_comes_back(model, pairs, folder):
+    random_state = torch.get_rng_state()
+    loaded = from_pretrained(folder)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert isinstance(loaded, Phase2HubModel) and not loaded.training
+    assert loaded.config == model.config
+    assert digest(loaded.state_dict()) == digest(model.state_dict())
+    ids = pairs.encode(TEXT)[None, :50].long()
+    assert torch.equal(loaded(ids), model(ids))
+    assert torch.equal(loaded.tokenizer.encode(TEXT), pairs.encode(TEXT))
+    assert sorted(os.listdir(folder)) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+
+
+def test_saving_again_replaces_the_model_and_keeps_a_readme(folder):
+    (folder / "README.md").write_text("mine")
+    other = create_phase2_model(d_model=8, n_layers=1, n_heads=1)
+    save_pretrained(other, folder)
+    loaded = from_pretrained(folder)
+    assert loaded.config == other.config and loaded.tokenizer.vocab_size == 256
+    assert (folder / "README.md").read_text() == "mine"
+    assert not (folder / "tokenizer.json").exists()
+
+
+def test_a_loaded_model_saves_and_trains_like_any_other(folder, tmp_path):
+    loaded = from_pretrained(folder)
+    loaded.save_pretrained(tmp_path / "again")
+    again = Phase2HubModel.from_pretrained(tmp_path / "again")
+    assert digest(again.state_dict()) == digest(loaded.state_dict())
+    assert again.tokenizer.vocab_size == 300
+    data = text_data(TEXT, tokenizer=again.tokenizer)
+    before = digest(again.state_dict())
+    train(again, data, steps=2, batch_size=2, progress=False)
+    assert digest(again.state_dict()) != before
+
+
+def test_a_hub_model_shares_the_weights(model):
+    hub = to_hub(model)
+    assert hub.head.weight.data_ptr() == model.head.weight.data_ptr()
+    assert hub.training == model.training
+
+
+def test_half_precision_is_stored_as_such_and_read_as_float32(model, tmp_path):
+    torch.manual_seed(0)
+    half = create_phase2_model(**TINY).bfloat16()
+    save_pretrained(half, tmp_path)
+    assert read_weights(tmp_path / "model.safetensors")["head.weight"].dtype == torch.bfloat16
+    assert from_pretrained(tmp_path).head.weight.dtype == torch.float32
+
+
+def test_the_form_of_torch_save(model, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    state = {"model_state_dict": model.state_dict(), "config": model.config.to_dict()}
+    torch.save(state | {"train_loss": 1.5}, path)
+    for name in (path, str(path)):
+        assert digest(from_pretrained(name).state_dict()) == digest(model.state_dict())
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    assert digest(from_pretrained(path).state_dict()) == digest(model.state_dict())
+
+
+def test_a_run_that_is_not_finished_loads_its_best_weights(model, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(entry):
+        if entry["step"] == 7:
+            raise Killed
+
+    data = text_data(TEXT, tokenizer="bpe", vocab_size=300)
+    choice = {"steps": 20, "evaluate_every": 3, "save_every": 3, "progress": False, "batch_size": 2}
+    with pytest.raises(Killed):
+        train(create_phase2_model(**TINY), data, **choice, out=tmp_path, on_step=kill)
+    loaded = from_pretrained(tmp_path)
+    best = torch.load(tmp_path / "training.pt")["best"]["weights"]
+    assert digest(loaded.state_dict()) == digest(best)
+    assert loaded.tokenizer.vocab_size == 300
+
+
+# The Hub
+
+
+class FakeHub:
+    """The two calls of the Hub's client that the mixin makes when it pushes."""
+
+    def __init__(self, store, token=None):
+        self.store = store
+
+    def create_repo(self, repo_id, **_):
+        return type("Repo", (), {"repo_id": repo_id})
+
+    def upload_folder(self, repo_id, folder_path, **_):
+        shutil.copytree(folder_path, self.store / repo_id)
+        return f"https://hub/{repo_id}"
+
+
+def test_pushing_and_pulling(model, pairs, tmp_path, monkeypatch):
+    hub = FakeHub(tmp_path / "store")
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", lambda **_: hub)
+    asked = []
+
+    def snapshot_download(repo_id, allow_patterns, **options):
+        asked.append((repo_id, options))
+        return str(hub.store / repo_id)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    assert to_hub(model, pairs).push_to_hub("me/squares") == "https://hub/me/squares"
+    loaded = from_pretrained("me/squares", revision="main")
+    assert asked == [("me/squares", {"revision": "main"})]
+    assert digest(loaded.state_dict()) == digest(model.state_dict())
+    assert loaded.tokenizer.vocab_size == 300
+    url = save_pretrained(model, tmp_path / "local", push_to_hub=True, repo_id="me/two")
+    assert url == "https://hub/me/two"
+
+
+def test_what_is_nowhere_is_said_to_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused("nowhere", "no such file or folder")
+    refused(str(tmp_path / "nowhere"), "no such file or folder")
+    with pytest.raises(CheckpointError, match="^me/nothing: not here, and not from the Hub"):
+        from_pretrained("me/nothing", local_files_only=True)
+    refused(tmp_path, "holds neither model.safetensors nor training.pt")
+
+
+# Damage
+
+
+def change(path, edit):
+    path.write_bytes(edit(path.read_bytes()))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.9999])
+def test_weights_cut_short(folder, share):
+    change(folder / "model.safetensors", lambda raw: raw[: int(share * len(raw))])
+    refused(folder, "model.safetensors", "cut short")
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_any_flipped_bit_in_the_weights_is_found(model, tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("flip") / "model.safetensors"
+    write_weights(path, model.state_dict())
+    raw = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, 8 * len(raw) - 1))
+    raw[place // 8] ^= 1 << place % 8
+    path.write_bytes(raw)
+    try:
+        found = read_weights(path)
+    except CheckpointError as error:
+        assert str(path) in str(error)
+    else:  # the bit was of the header's own words: names of keys it does not need, or its checksum
+        header = 8 + struct.unpack("<Q", bytes(raw[:8]))[0]
+        assert place // 8 < header
+        assert digest(found) == digest(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (lambda c: c | {"d_model": 32}, ["model.safetensors", "shape (300, 16)", "(300, 32)"]),
+        (lambda c: c | {"n_layers": 3}, ["model.safetensors", "lacks blocks.2."]),
+        (lambda c: c | {"n_layers": 1}, ["model.safetensors", "has blocks.1."]),
+        (lambda c: c | {"hebian_eta": 1}, ["config.json", "'hebian_eta'", "'hebbian_eta'"]),
+        (lambda c: c | {"dt": "fast"}, ["config.json", "dt must be a number"]),
+        (lambda c: c | {"vocab_size": 270}, ["tokenizer.json", "300 tokens", "270"]),
+        (lambda c: [c], ["config.json", "must be a dict, got list"]),
+        (lambda c: None, ["config.json", "must be a dict, got NoneType"]),
+    ],
+)
+def test_files_that_do_not_fit(folder, edit, words):
+    path = folder / "config.json"
+    path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+    refused(folder, *words)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe", b"not json"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_json_that_is_none(folder, name, raw):
+    (folder / name).write_bytes(raw)
+    refused(folder, name)
+
+
+def test_a_missing_configuration(folder):
+    (folder / "config.json").unlink()
+    refused(folder, "config.json")
+
+
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (lambda s: {"config": s["config"]}, "has no 'model_state_dict'"),
+        (lambda s: {"model_state_dict": s["model_state_dict"]}, "has no 'config'"),
+        (lambda s: [1, 2], "has no 'config'"),
+        (lambda s: s | {"model_state_dict": 3}, "must be a dict, got int"),
+        (lambda s: s | {"model_state_dict": {"head.weight": 3}}, "lacks embedding.weight"),
+        (lambda s: s | {"config": {"n_heads": 0}}, "n_heads must be"),
+        (lambda s: s | {"best": {"weights": None}}, "must be a dict, got NoneType"),
+    ],
+)
+def test_torch_files_that_do_not_fit(model, tmp_path, edit, words):
+    path = tmp_path / "checkpoint.pt"
+    state = {"model_state_dict": model.state_dict(), "config": model.config.to_dict()}
+    torch.save(edit(state), path)
+    refused(path, words)
+
+
+def test_integers_for_weights(model, tmp_path):
+    state = {name: weight.int() for name, weight in model.state_dict().items()}
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"model_state_dict": state, "config": model.config.to_dict()}, path)
+    refused(path, "must be a tensor of floats")
+
+
+def test_random_damage_to_a_torch_file_is_found(model, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"model_state_dict": model.state_dict(), "config": model.config.to_dict()}, path)
+    raw, chance = path.read_bytes(), random.Random(0)
+    reference = digest(model.state_dict())
+    for _ in range(60):
+        place, damaged = chance.randrange(len(raw)), bytearray(raw)
+        damaged[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            loaded = from_pretrained(path)
+        except CheckpointError as error:
+            assert str(error).startswith(str(path))
+        else:  # a time, a name or padding, which nothing depends on
+            assert digest(loaded.state_dict()) == reference, place
+
+
+# Harm
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle 2", "pickle 5"])
+@pytest.mark.parametrize("name", ["checkpoint.pt", "training.pt"])
+def test_a_harmful_file_is_refused_and_nothing_of_it_runs(model, tmp_path, kind, name):
+    path, proof = tmp_path / name, tmp_path / "proof"
+    state = {"model_state_dict": model.state_dict(), "config": model.config.to_dict()}
+    state["extra"] = Harm(proof)
+    if kind.startswith("pickle"):
+        path.write_bytes(pickle.dumps(Harm(proof), protocol=int(kind[-1])))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    refused(path, "refused, nothing in it was run")
+    if name == "training.pt":
+        with pytest.raises(CheckpointError, match="nothing in it was run"):
+            train(create_phase2_model(**TINY), text_data(TEXT), out=tmp_path, resume=True)
+    assert not proof.exists()
+    torch.serialization.load(path, weights_only=False) if kind == "zip" else None
+    assert proof.exists() == (kind == "zip")  # it would have worked
+
+
+def test_a_pickle_that_calls_itself_safetensors(folder, tmp_path):
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Harm(tmp_path / "proof")))
+    refused(folder, "model.safetensors")
+    assert not (tmp_path / "proof").exists()
+
+
+# Saves that fail
+
+
+@pytest.mark.parametrize(
+    "victim", ["os.fsync", "safetensors.torch.save", "huggingface_hub.ModelCard.save"]
+)
+def test_a_save_that_fails_leaves_the_old_model(folder, monkeypatch, victim):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(victim, full)
+    with pytest.raises(OSError, match="No space left"):
+        save_pretrained(create_phase2_model(d_model=8, n_layers=1, n_heads=1), folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

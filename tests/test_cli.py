@@ -1,0 +1,177 @@
+"""The command line: what it does, what it says, how it fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+pytest.importorskip("typer")
+
+from typer.testing import CliRunner  # noqa: E402
+
+from phase2.checkpoints import from_pretrained  # noqa: E402
+from phase2.cli import app  # noqa: E402
+from phase2.inference import evaluate, generate  # noqa: E402
+
+TEXT = "".join(f"{n} squared is {n * n}; " for n in range(400))
+SIZE = ["d_model=16", "n_layers=1", "n_heads=2", "n_seq=24"]
+TINY = [word for field in SIZE for word in ("--set", field)]
+QUICK = ["--steps", "12", "--evaluate-every", "6", "--learning-rate", "0.01", "--cpu"]
+
+
+def phase2(*arguments, code=0, **options):
+    """Run a command; returns what it wrote to stdout, or to stderr if it was to fail."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments], **options)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.stderr if code else result.stdout
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "my.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(text):
+    out = text.parent / "run"
+    said = phase2("train", "--text", text, "--out", out, *TINY, *QUICK)
+    assert said.startswith("12 steps, ") and f"the model is in {out}" in said
+    return out
+
+
+def test_train_leaves_a_model_and_a_log(run):
+    model = from_pretrained(run)
+    assert model.config.d_model == 16 and model.config.n_seq == 24
+    assert len((run / "history.jsonl").read_text().splitlines()) == 12
+
+
+def test_train_refuses_to_overwrite_and_resumes(run, text):
+    before = (run / "training.pt").read_bytes()
+    again = ["train", "--text", text, "--out", run, *TINY, *QUICK]
+    assert "training.pt exists" in phase2(*again, code=1)
+    assert (run / "training.pt").read_bytes() == before
+    assert phase2(*again, "--resume").startswith("12 steps, ")
+    assert "learning_rate was" in phase2(*again, "--resume", "--learning-rate", 1, code=1)
+
+
+def test_train_with_byte_pairs(text, tmp_path):
+    pairs = ["--tokenizer", "bpe", "--vocab-size", 280]
+    arguments = ["train", "--text", text, "--out", tmp_path, *TINY, *QUICK, *pairs]
+    phase2(*arguments)
+    assert from_pretrained(tmp_path).tokenizer.vocab_size == 280
+    phase2(*arguments, "--resume")
+    scores = json.loads(phase2("evaluate", tmp_path, "--text", text, "--json"))
+    assert scores["bits_per_byte"] < scores["loss"]  # a token is several bytes
+    assert phase2("generate", tmp_path, "--prompt", "12 squared", "--max-tokens", 5)
+
+
+def test_generate_streams_what_the_package_generates(run):
+    said = phase2("generate", run, "--prompt", "7 squared", "--max-tokens", 20, "--temperature", 0)
+    model = from_pretrained(run)
+    ids = generate(model, model.tokenizer.encode("7 squared").long()[None], 20)
+    assert said == model.tokenizer.decode(ids) + "\n"
+    sampled = ["generate", run, "--prompt", "7", "--max-tokens", 30, "--top-k", 20, "--top-p", 0.9]
+    assert phase2(*sampled, "--seed", 1) == phase2(*sampled, "--seed", 1)
+    assert phase2(*sampled, "--seed", 1) != phase2(*sampled, "--seed", 2)
+
+
+def test_generate_without_a_prompt_is_a_session(run):
+    said = phase2("generate", run, "--max-tokens", 5, input="7 squared\nquit\n")
+    assert said.count("> ") == 2
+
+
+def test_evaluate_prints_what_the_package_measures(run, text):
+    scores = json.loads(phase2("evaluate", run, "--text", text, "--json"))
+    ids = torch.tensor(list(TEXT.encode()))
+    assert scores == pytest.approx(evaluate(from_pretrained(run), ids, n_bytes=len(ids)))
+    assert "bits per byte" in phase2("evaluate", run, "--text", text)
+
+
+def test_diagnose_writes_a_page_and_numbers(run, text, tmp_path):
+    page, numbers = tmp_path / "report.html", tmp_path / "report.json"
+    options = ["--out", page, "--json", numbers, "--max-tokens", 200]
+    said = phase2("diagnose", run, "--text", text, *options)
+    assert str(page) in said
+    assert "<html" in page.read_text()
+    assert json.loads(numbers.read_text())["model_config"]["d_model"] == 16
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "evaluate", "diagnose"])
+def test_help(command):
+    assert command in phase2("--help")
+    assert "--help" in phase2(command, "--help")
+
+
+def test_completion():
+    assert "--install-completion" in phase2("--help")
+    environment = {"_PHASE2_COMPLETE": "complete_bash", "COMP_WORDS": "phase2 ev"}
+    environment["COMP_CWORD"] = "1"
+    result = CliRunner().invoke(app, [], prog_name="phase2", env=environment)
+    assert "evaluate" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments, code, words",
+    [
+        (["train"], 2, "--text"),
+        (["train", "--text", "nowhere.txt"], 2, "nowhere.txt"),
+        (["train", "--text", "TEXT", "--set", "d_mdel=8"], 1, "did you mean 'd_model'?"),
+        (["train", "--text", "TEXT", "--set", "d_model"], 1, "NAME=VALUE"),
+        (["train", "--text", "TEXT", "--set", "d_model=wide"], 1, "d_model takes int values"),
+        (["train", "--text", "TEXT", "--set", "n_seq=999999"], 1, "longer than n_seq"),
+        (["train", "--text", "TEXT", "--steps", "0"], 1, "steps must be"),
+        (["train", "--text", "TEXT", "--steps", "many"], 2, "--steps"),
+        (["train", "--text", "EMPTY"], 1, "must hold some text"),
+        (["generate"], 2, "checkpoint"),
+        (["generate", "nowhere", "--prompt", "a"], 1, "nowhere: no such file or folder"),
+        (["generate", "RUN", "--prompt", ""], 1, "at least one token"),
+        (["generate", "RUN", "--prompt", "a", "--temperature", "-1"], 1, "temperature must be"),
+        (["generate", "RUN", "--prompt", "a", "--device", "nonsense"], 1, "--device nonsense"),
+        (["generate", "TEXT", "--prompt", "a"], 1, "my.txt: "),
+        (["evaluate", "RUN", "--text", "EMPTY"], 1, "must hold some text"),
+        (["diagnose", "RUN", "--text", "TEXT", "--out", "no/such/folder.html"], 1, "no/such"),
+    ],
+)
+def test_failures_are_one_line_and_a_code(run, text, tmp_path, monkeypatch, arguments, code, words):
+    monkeypatch.chdir(tmp_path)
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    places = {"RUN": run, "TEXT": text, "EMPTY": empty}
+    small = TINY + QUICK if arguments[0] == "train" and code == 1 else []
+    chosen = [arguments[0], *small, *(places.get(a, a) for a in arguments[1:])]
+    said = phase2(*chosen, code=code)
+    assert words in said
+    if code == 1:
+        assert said.startswith("phase2: error: ") and said.count("\n") == 1
+
+
+def test_ctrl_c_saves(text, tmp_path):
+    out = tmp_path / "run"
+    endless = [*TINY, *QUICK, "--steps", "100000", "--evaluate-every", "1000"]
+    command = [sys.executable, "-m", "phase2.cli", "train", "--text", text, "--out", out, *endless]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    history = out / "history.jsonl"
+    try:
+        for _ in range(1200):
+            if history.exists() and history.read_text().count("\n") >= 3:
+                break
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "stopped after step" in said and "saved in" in said and "Traceback" not in said
+    steps = torch.load(out / "training.pt")["step"]
+    assert len(history.read_text().splitlines()) == steps >= 3
+    assert not [name for name in os.listdir(out) if name.startswith(".")]

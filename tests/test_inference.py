@@ -1,0 +1,289 @@
+"""Generation equals recomputing the prefix, in any batch; scores do not depend on the pieces."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from phase2.inference import (
+    choose_token,
+    evaluate,
+    generate,
+    interact,
+    pad_left,
+    stream,
+    stream_text,
+    surprisals,
+)
+from phase2.model import create_phase2_model
+from phase2.training import ByteTokenizer
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = create_phase2_model(d_model=32, n_layers=2, n_heads=2, consolidate_every=16)
+    with torch.no_grad():
+        model.head.weight.mul_(20)  # an untrained head hardly prefers any token
+    return model
+
+
+def prompts(*shape):
+    return torch.randint(0, 256, shape)
+
+
+@torch.no_grad()
+def recompute(model, ids, steps, choose):
+    for _ in range(steps):
+        ids = torch.cat((ids, choose(model(ids)[:, -1])[:, None]), dim=1)
+    return ids
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 1.3},
+        {"temperature": 0.8, "top_k": 7},
+        {"temperature": 0.8, "top_p": 0.7},
+        {"temperature": 1.0, "top_k": 20, "top_p": 0.9},
+    ],
+    ids=str,
+)
+def test_generate_equals_recomputing_the_prefix(model, options):
+    ids = prompts(3, 10)
+    generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+    found = generate(model, ids, 60, generator=generators[0], **options)
+    slow = recompute(model, ids, 60, lambda z: choose_token(z, generator=generators[1], **options))
+    assert torch.equal(found, slow)
+    assert torch.equal(found[:, :10], ids)
+
+
+def test_the_global_random_state_is_used_as_topk_and_multinomial_use_it():
+    logits = torch.randn(5, 50)
+    torch.manual_seed(3)
+    ours = choose_token(logits, temperature=0.7, top_k=9)
+    torch.manual_seed(3)
+    largest, tokens = torch.topk(logits / 0.7, 9, dim=-1)
+    place = torch.multinomial(F.softmax(largest, dim=-1), num_samples=1)
+    assert torch.equal(ours, tokens.gather(1, place).squeeze(1))
+
+
+def test_prompts_of_different_lengths_are_continued_as_if_alone(model):
+    lengths = [1, 5, 16, 17, 40]
+    ids = [prompts(n) for n in lengths]
+    input_ids, mask = pad_left([x.tolist() for x in ids])
+    assert mask.sum(1).tolist() == lengths
+    assert all(torch.equal(row[m.bool()], x) for row, m, x in zip(input_ids, mask, ids))
+    together = generate(model, input_ids, 50, attention_mask=mask)
+    for row, prompt in zip(together, ids):
+        assert torch.equal(row[-50:], generate(model, prompt[None], 50)[0, -50:])
+
+
+def test_a_stream_is_lazy_endless_and_resumable(model):
+    ids = prompts(2, 8)
+    endless = stream(model, ids)
+    first = torch.stack(list(itertools.islice(endless, 30)), dim=1)
+    assert torch.equal(first, generate(model, ids, 30)[:, 8:])
+
+    def tokens():
+        states.append((yield from stream(model, ids, 20)))
+
+    states = []
+    part = torch.stack(list(tokens()), dim=1)
+    assert states[0].position.tolist() == [28, 28]  # prompt and all tokens have been read
+    rest = model(torch.cat((ids, part), dim=1))[:, -1].argmax(-1)
+    assert torch.equal(rest, first[:, 20])
+
+
+def test_state_goes_on_where_it_was(model):
+    ids = prompts(1, 30)
+    with torch.no_grad():
+        _, state = model(ids[:, :20], return_state=True)
+    assert torch.equal(
+        generate(model, ids[:, 20:], 10, state=state)[:, 10:], generate(model, ids, 10)[:, 30:]
+    )
+
+
+def test_memory_a_token_is_constant(model):
+    def size(steps):
+        def tokens():
+            states.append((yield from stream(model, prompts(1, 4), steps)))
+
+        states = []
+        assert len(list(tokens())) == steps
+        assert not any(x.requires_grad for layer in states[0].layers for x in layer)
+        return sum(x.numel() for layer in states[0].layers for x in layer)
+
+    assert size(3) == size(200)
+
+
+def test_a_row_that_stopped_repeats_the_stop_token_and_all_stopped_is_the_end(model):
+    ids = prompts(3, 6)
+    free = generate(model, ids, 40)[:, 6:]
+    stop = int(free[0, 10])
+    found = generate(model, ids, 40, stop_token=stop)[:, 6:]
+    for row, full in zip(found, free):
+        end = full.tolist().index(stop) if stop in full else len(row) - 1
+        assert torch.equal(row[: end + 1], full[: end + 1])
+        assert (row[end:] == stop).all() or stop not in full
+    single = generate(model, ids[:1], 40, stop_token=stop)
+    assert single.shape[1] == 6 + free[0].tolist().index(stop) + 1
+
+
+def test_nothing_generated_and_top_k_above_the_vocabulary(model):
+    ids = prompts(2, 5)
+    assert torch.equal(generate(model, ids, 0), ids)
+    torch.manual_seed(0)
+    wide = generate(model, ids, 5, temperature=1.0, top_k=1000)
+    torch.manual_seed(0)
+    assert torch.equal(wide, generate(model, ids, 5, temperature=1.0))
+
+
+def test_sampled_frequencies_are_the_probabilities():
+    p = torch.tensor([0.02, 0.5, 0.18, 0.3])
+    logits = p.log().expand(40_000, -1)
+
+    def frequencies(**options):
+        return torch.bincount(choose_token(logits, **options), minlength=4) / 40_000
+
+    cases = [
+        ({"temperature": 1.0}, p),
+        ({"temperature": 0.5}, p**2),
+        ({"temperature": 1.0, "top_k": 2}, p * torch.tensor([0, 1, 0, 1])),
+        ({"temperature": 1.0, "top_p": 0.5}, p * torch.tensor([0, 1, 0, 0])),
+        ({"temperature": 1.0, "top_p": 0.51}, p * torch.tensor([0, 1, 0, 1])),
+        ({"temperature": 1.0, "top_p": 1.0}, p),
+    ]
+    for options, weights in cases:
+        expected = weights / weights.sum()
+        torch.testing.assert_close(frequencies(**options), expected, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": -1}, "max_new_tokens must be an integer of at least 0, got -1"),
+        ({"max_new_tokens": None}, "max_new_tokens must be an integer .*None"),
+        ({"temperature": -1.0}, "temperature must be a number of at least 0, got -1.0"),
+        ({"temperature": math.nan}, "temperature must be a number .*got nan"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k must be an integer of at least 1, got 0"),
+        ({"temperature": 1.0, "top_k": 2.5}, "top_k must be an integer of at least 1, got 2.5"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p must be a number above 0 and at most 1, got 0"),
+        ({"temperature": 1.0, "top_p": 1.1}, "top_p must be a number above 0 and at most 1"),
+        ({"top_k": 5}, "top_k needs a temperature above 0 .*top_k=5"),
+        ({"top_p": 0.5}, "top_p needs a temperature above 0"),
+        ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "at least one token"),
+        ({"input_ids": torch.tensor([[256]])}, "from 0 to 255"),
+        ({"attention_mask": torch.tensor([[1, 1, 0]])}, "pad on the left; row 0 ends in 0"),
+        ({"attention_mask": torch.ones(2, 2)}, "attention_mask must have the shape"),
+    ],
+    ids=lambda x: str(x) if isinstance(x, dict) else "",
+)
+def test_what_means_nothing_is_refused_at_once(model, options, message):
+    arguments = {"input_ids": torch.tensor([[1, 2, 3]]), "max_new_tokens": 5} | options
+    with pytest.raises(ValueError, match=message):
+        generate(model, **arguments)
+    if arguments["max_new_tokens"] is not None:
+        with pytest.raises(ValueError, match=message):
+            stream(model, **arguments)  # before the first token is asked for
+
+
+def test_scores_do_not_depend_on_the_pieces(model):
+    ids = prompts(300)
+    logits = model(ids[None, :-1])[0]
+    expected = F.cross_entropy(logits, ids[1:], reduction="none").detach()
+    for chunk in (1, 7, 16, 299, 10_000):
+        found = torch.cat(list(surprisals(model, ids, chunk)))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    result = evaluate(model, ids, chunk=64)
+    assert result["tokens"] == 299
+    assert result["loss"] == pytest.approx(expected.mean().item(), abs=1e-5)
+    assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
+    assert result["bits_per_byte"] == pytest.approx(result["loss"] / math.log(2))
+    per_byte = evaluate(model, ids, n_bytes=2 * 299)["bits_per_byte"]
+    assert per_byte == pytest.approx(result["bits_per_byte"] / 2, abs=1e-5)
+
+
+def test_texts_are_only_sliced(model):
+    np = pytest.importorskip("numpy")
+    ids = prompts(100)
+
+    class Sliced:
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, key):
+            assert isinstance(key, slice) and key.stop - key.start <= 33
+            return ids[key]
+
+    loss = evaluate(model, ids)["loss"]
+    for other in (ids.tolist(), ids.numpy().astype(np.uint8), Sliced()):
+        assert evaluate(model, other, chunk=32)["loss"] == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"ids": [1]}, {"ids": []}, {"ids": [1, 2], "chunk": 0}], ids=str)
+def test_texts_that_cannot_be_scored(model, wrong):
+    with pytest.raises(ValueError, match="ids must hold|chunk must be"):
+        evaluate(model, **wrong)
+
+
+@pytest.mark.parametrize("text", ["", "plain", "naïve 東京 🙂", "ends in é"])
+def test_text_round_trip_in_whole_characters(text):
+    ids = ByteTokenizer().encode(text)
+    pieces = list(stream_text(i[None] for i in ids))
+    assert "".join(pieces) == text and all(len(piece) == 1 for piece in pieces)
+
+
+def test_bytes_that_are_no_text_are_shown_and_do_not_hold_back_the_rest():
+    assert "".join(stream_text([0xFF, ord("a"), 0xE6])) == "\ufffda\ufffd"
+    assert len(list(stream_text([0xFF] * 100))) >= 25
+
+
+def session(model, lines, **options):
+    lines, written = iter(lines), []
+
+    def read(_):
+        return next(lines, None) or end()
+
+    def end():
+        raise EOFError
+
+    interact(model, read=read, write=lambda *x, **_: written.append("".join(x)), **options)
+    return "".join(written)
+
+
+def test_a_session_remembers_until_it_is_reset(model):
+    def text(*parts):
+        return ByteTokenizer().decode(torch.cat(parts))
+
+    first, second = (ByteTokenizer().encode(x).long()[None] for x in ("abc", "de"))
+    one = generate(model, first, 12)
+    two = generate(model, torch.cat((one, second), dim=1), 12)[:, -12:]
+    alone = generate(model, second, 12)[:, -12:]
+    assert not torch.equal(two, alone)
+    said = session(model, ["abc", "de"], max_new_tokens=12)
+    assert said == text(one[0, 3:]) + text(two[0])
+    said = session(model, ["abc", "reset", "de", "quit", "abc"], max_new_tokens=12)
+    assert said == text(one[0, 3:]) + text(alone[0])
+
+
+def test_a_session_speaks_with_the_tokenizer_of_the_model(model):
+    class Shouting(ByteTokenizer):
+        def decode(self, ids):
+            return "X" * len(ids)
+
+    model.tokenizer = Shouting()
+    try:
+        assert session(model, ["abc"], max_new_tokens=12) == "X" * 12
+    finally:
+        del model.tokenizer
+
+
+def test_a_session_ends_at_ctrl_c(model):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    interact(model, read=interrupted, write=lambda *x: None)

@@ -1,0 +1,456 @@
+"""Training: exact resuming, exact sharing, and refusing what cannot work."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from phase2 import training
+from phase2.model import create_phase2_model
+from phase2.training import (
+    END,
+    LOWEST,
+    ByteTokenizer,
+    CheckpointError,
+    TextWindows,
+    TrainSettings,
+    batch_starts,
+    bits_per_byte,
+    parameter_groups,
+    read_torch,
+    schedule,
+    split_documents,
+    text_data,
+    train,
+    train_bpe,
+    window_starts,
+)
+
+accelerate = pytest.importorskip("accelerate")
+
+TEXT = "".join(f"{n} squared is {n * n}; " for n in range(700))
+DATA = text_data(TEXT)
+TINY = {"d_model": 16, "n_layers": 2, "n_heads": 2, "n_seq": 24, "consolidate_every": 16}
+RUN = {"steps": 24, "learning_rate": 1e-2, "warmup": 4, "evaluate_every": 6, "save_every": 5}
+RUN |= {"evaluate_windows": 8, "log_every": 3, "progress": False}
+
+
+class Killed(Exception):
+    pass
+
+
+def tiny(seed=0, **changes):
+    torch.manual_seed(seed)
+    return create_phase2_model(**{**TINY, **changes})
+
+
+def same_weights(one, other):
+    pairs = zip(one.state_dict().items(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for (_, a), b in pairs)
+
+
+@pytest.fixture(scope="module")
+def unbroken():
+    model = tiny()
+    return model, train(model, DATA, **RUN)
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_killed_at_a_random_step_and_resumed_is_the_same_run(attempt, unbroken, tmp_path):
+    torch.manual_seed(5)
+    drawn, again = {}, {}  # whatever else draws random numbers goes on as if nothing had happened
+
+    def draw(numbers, kill=None):
+        def on_step(entry):
+            numbers[entry["step"]] = torch.rand(()).item(), random.random()
+            if entry["step"] == kill:
+                raise Killed
+
+        return on_step
+
+    random.seed(1)
+    reference = tiny()
+    history = train(reference, DATA, **RUN, on_step=draw(drawn))
+    assert history == unbroken[1]  # a callback changes nothing
+
+    kill = random.SystemRandom().randrange(1, RUN["steps"])
+    random.seed(1)
+    with pytest.raises(Killed):
+        train(tiny(), DATA, **RUN, out=tmp_path, on_step=draw(again, kill))
+    if (tmp_path / "training.pt").exists():
+        resumed = tiny(seed=77)
+        random.seed(99)
+    else:  # killed before the first save
+        random.seed(1)
+        resumed = tiny()
+    pieced = train(resumed, DATA, **RUN, out=tmp_path, resume=True, on_step=draw(again))
+    assert pieced == history, f"killed at step {kill}"
+    assert again == drawn, f"killed at step {kill}"
+    assert same_weights(resumed, reference), f"killed at step {kill}"
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == history
+
+
+def test_a_process_that_is_killed_outright_resumes_exactly(unbroken, tmp_path):
+    script = f"""
+        import time, torch
+        torch.set_num_threads({torch.get_num_threads()})
+        from phase2.model import create_phase2_model
+        from phase2.training import text_data, train
+        data = text_data("".join(f"{{n}} squared is {{n * n}}; " for n in range(700)))
+        torch.manual_seed(0)
+        train(create_phase2_model(**{TINY}), data, **{RUN}, out={str(tmp_path)!r},
+              on_step=lambda entry: time.sleep(0.05))
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
+    goal, history = random.SystemRandom().randrange(6, 22), tmp_path / "history.jsonl"
+    try:
+        for _ in range(1200):
+            if history.exists() and history.read_text().count("\n") >= goal:
+                break
+            assert process.poll() is None, "the process ended by itself"
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    assert read_torch(tmp_path / "training.pt")["step"] < RUN["steps"]
+    resumed = tiny(seed=3)
+    assert train(resumed, DATA, **RUN, out=tmp_path, resume=True) == unbroken[1]
+    assert same_weights(resumed, unbroken[0])
+
+
+def test_ctrl_c_saves_after_the_step_and_resumes_exactly(unbroken, tmp_path):
+    def on_step(entry):
+        if entry["step"] == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 9, saved in"):
+        train(tiny(), DATA, **RUN, out=tmp_path, on_step=on_step)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert read_torch(tmp_path / "training.pt")["step"] == 9
+    assert train(tiny(seed=1), DATA, **RUN, out=tmp_path, resume=True) == unbroken[1]
+
+
+def test_a_request_to_terminate_saves_too(tmp_path):
+    def on_step(entry):
+        if entry["step"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as left:
+        train(tiny(), DATA, **RUN, out=tmp_path, on_step=on_step)
+    assert left.value.code == 143
+    assert read_torch(tmp_path / "training.pt")["step"] == 3
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    def on_step(entry):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), DATA, **RUN, on_step=on_step)
+
+
+def test_a_finished_run_resumes_to_itself(unbroken, tmp_path):
+    train(tiny(), DATA, **RUN, out=tmp_path)
+    resumed = tiny(seed=9)
+    assert train(resumed, DATA, **RUN, out=tmp_path, resume=True) == unbroken[1]
+    assert same_weights(resumed, unbroken[0])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(tiny(), DATA, **RUN, out=folder)
+    return folder
+
+
+def test_a_run_is_not_overwritten(finished):
+    before = (finished / "training.pt").read_bytes()
+    with pytest.raises(FileExistsError, match="training.pt exists"):
+        train(tiny(), DATA, **RUN, out=finished)
+    assert (finished / "training.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "model, data, changes, message",
+    [
+        (TINY | {"d_model": 32}, DATA, {}, "different config: d_model was 16 and is 32"),
+        (TINY, DATA, {"learning_rate": 1.0}, "different settings: learning_rate was 0.01 and is 1"),
+        (TINY, text_data(TEXT + "."), {}, "another text"),
+    ],
+)
+def test_another_run_is_not_resumed(finished, model, data, changes, message):
+    with pytest.raises(CheckpointError, match=message) as error:
+        train(create_phase2_model(**model), data, **RUN | changes, out=finished, resume=True)
+    assert str(finished / "training.pt") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda raw: raw[: len(raw) // 2], "cut short"),
+        (lambda raw: raw[:-1], "cut short"),
+        (lambda raw: b"", "cut short"),
+        (lambda raw: raw[:9000] + bytes([raw[9000] ^ 1]) + raw[9001:], "checksum|cut short"),
+    ],
+)
+def test_a_damaged_run_is_refused(finished, tmp_path, damage, message):
+    raw = (finished / "training.pt").read_bytes()
+    (tmp_path / "training.pt").write_bytes(damage(raw))
+    (tmp_path / "history.jsonl").write_bytes((finished / "history.jsonl").read_bytes())
+    with pytest.raises(CheckpointError, match=message) as error:
+        train(tiny(), DATA, **RUN, out=tmp_path, resume=True)
+    assert str(tmp_path / "training.pt") in str(error.value)
+
+
+def test_a_log_that_is_too_short_or_damaged_is_refused(finished, tmp_path):
+    (tmp_path / "training.pt").write_bytes((finished / "training.pt").read_bytes())
+    with pytest.raises(CheckpointError, match="history.jsonl: has 0 lines"):
+        train(tiny(), DATA, **RUN, out=tmp_path, resume=True)
+    (tmp_path / "history.jsonl").write_text("{\n" * 24)
+    with pytest.raises(CheckpointError, match="history.jsonl: damaged"):
+        train(tiny(), DATA, **RUN, out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("victim", ["torch.save", "os.fsync", "os.replace"])
+def test_a_save_that_fails_leaves_the_old_file(finished, tmp_path, monkeypatch, victim):
+    for name in ("training.pt", "history.jsonl"):
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    before = (tmp_path / "training.pt").read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(victim, full)
+    with pytest.raises(OSError, match="No space left"):
+        training.write_atomically(tmp_path / "training.pt", lambda file: torch.save({}, file))
+    assert (tmp_path / "training.pt").read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["history.jsonl", "training.pt"]
+
+
+def test_a_training_checkpoint_reads_as_a_plain_one(finished):
+    checkpoint = torch.load(finished / "training.pt")  # weights_only is the default
+    assert {"model_state_dict", "config", "train_loss"} < checkpoint.keys()
+    create_phase2_model(**checkpoint["config"]).load_state_dict(checkpoint["model_state_dict"])
+
+
+# One step
+
+
+def test_accumulating_a_batch_changes_rounding_alone():
+    histories = []
+    for accumulate in (1, 4):
+        histories.append(train(tiny(), DATA, **RUN | {"steps": 8}, accumulate=accumulate))
+    for history in histories[1:]:
+        for whole, pieced in zip(histories[0], history, strict=True):
+            assert math.isclose(whole["loss"], pieced["loss"], rel_tol=1e-3)
+            assert math.isclose(whole["gradient_norm"], pieced["gradient_norm"], rel_tol=2e-2)
+        assert math.isclose(
+            histories[0][0]["gradient_norm"], history[0]["gradient_norm"], rel_tol=1e-5
+        )
+
+
+def test_every_parameter_is_in_one_group_and_only_mixing_matrices_decay():
+    model = tiny()
+    decayed, free = parameter_groups(model, 0.3)
+    assert decayed["weight_decay"] == 0.3 and free["weight_decay"] == 0
+    ids = [id(p) for group in (decayed, free) for p in group["params"]]
+    assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in model.parameters()}
+    names = {id(p): name for name, p in model.named_parameters()}
+    kinds = {names[id(p)].split(".")[-2] for p in decayed["params"]}
+    assert kinds == {"qkv", "out", "up", "down", "head"}
+    model.head.weight.requires_grad_(False)
+    assert len(parameter_groups(model, 0.3)[0]["params"]) == len(decayed["params"]) - 1
+
+
+@given(steps=st.integers(1, 300), warmup=st.integers(0, 400))
+@example(steps=1, warmup=0)
+@example(steps=10, warmup=10)
+def test_the_schedule_rises_and_falls_within_its_limits(steps, warmup):
+    choice = TrainSettings(steps=steps, warmup=warmup, learning_rate=2.0)
+    rates = [schedule(step, choice) for step in range(steps)]
+    assert all(0 < rate <= 2 for rate in rates)
+    assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    if warmup < steps:
+        assert max(rates) == pytest.approx(2) and rates[-1] >= 2 * LOWEST
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
+    model = tiny()
+    with torch.no_grad():
+        model.head.weight[0, 0] = math.inf
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(FloatingPointError, match="step 1.*learning_rate"):
+        train(model, DATA, **RUN)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+# Is it learning?
+
+
+def test_it_learns_and_logs(unbroken):
+    _, history = unbroken
+    assert [entry["step"] for entry in history] == list(range(1, 25))
+    assert history[-1]["bits_per_byte"] < history[0]["bits_per_byte"] - 2
+    assert [e["step"] for e in history if "held_out" in e] == [6, 12, 18, 24]
+    looks = [entry for entry in history if "gamma" in entry]
+    assert [entry["step"] for entry in looks] == list(range(1, 25, 3))
+    for name in ("gamma", "snr", "resonant_share", "energy", "stable_ratio"):
+        assert all(len(entry[name]) == 2 for entry in looks), name
+    assert all(e["bits_per_byte"] == pytest.approx(bits_per_byte(e["loss"])) for e in history)
+
+
+def test_the_model_ends_with_the_weights_that_did_best_and_patience_ends_the_run():
+    data = text_data([TEXT[:600], "".join(chr(97 + i * i % 26) for i in range(300))], held_out=0.3)
+    model, choice = tiny(), RUN | {"steps": 400, "patience": 3, "learning_rate": 3e-2}
+    history = train(model, data, **choice)
+    scores = {entry["step"]: entry["held_out"] for entry in history if "held_out" in entry}
+    best = min(scores, key=scores.get)
+    assert len(history) == best + 3 * 6 < 400
+    accelerator = accelerate.Accelerator()
+    run = training.prepare(model, data, TrainSettings(evaluate_windows=8), accelerator)
+    assert training.held_out_bits(run) == pytest.approx(scores[best], abs=1e-5)
+    assert not model.training
+
+
+def test_nothing_held_out_is_allowed():
+    history = train(tiny(), text_data(TEXT, held_out=0), **RUN)
+    assert not any("held_out" in entry for entry in history)
+
+
+# Data
+
+
+@given(text=st.text(max_size=200))
+def test_bytes_round_trip(text):
+    tokenizer = ByteTokenizer()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    pytest.importorskip("tokenizers")
+    return train_bpe([TEXT], 300)
+
+
+@settings(max_examples=50)
+@given(text=st.text(max_size=200))
+@example(text=f"a {END} b")
+@example(text="  two  spaces\r\n\ttab\x00")
+def test_byte_pairs_round_trip(pairs, text):
+    ids = pairs.encode(text)
+    assert pairs.decode(ids) == text
+    assert pairs.end not in ids.tolist()
+
+
+def test_byte_pairs_shorten_the_text_and_count_its_bytes():
+    data = text_data([TEXT, "naïve " * 50], tokenizer="bpe", vocab_size=300)
+    assert data.tokenizer.vocab_size == 300
+    assert data.train.bytes_per_token > 1.5
+    total = data.train.size + data.held_out.size
+    assert total == len(TEXT.encode()) + len(("naïve " * 50).encode()) + 1
+    ends = torch.cat((data.train.ids, data.held_out.ids)) == data.tokenizer.end
+    assert ends.sum() == 1
+    model = create_phase2_model(**TINY, vocab_size=300)
+    history = train(model, data, **RUN)
+    bits = bits_per_byte(history[0]["loss"], data.train.bytes_per_token)
+    assert history[0]["bits_per_byte"] == pytest.approx(bits)
+
+
+@given(
+    documents=st.lists(st.text(min_size=1, max_size=30).map(str.encode), min_size=1, max_size=5),
+    held_out=st.floats(0, 0.99),
+)
+def test_a_split_loses_nothing_and_cuts_between_characters(documents, held_out):
+    first, second = split_documents(documents, held_out)
+    assert b"".join(first + second) == b"".join(documents)
+    for document in first + second:
+        document.decode()
+    goal = (1 - held_out) * len(b"".join(documents))
+    assert -1 <= len(b"".join(first)) - goal <= 4
+
+
+def test_files_and_strings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_bytes("Γ is ".encode() + b"\xff")  # bytes need not be UTF-8
+    data = text_data([tmp_path / "a.txt", "text"], held_out=0)
+    assert bytes(data.train.ids.tolist()) == "Γ is ".encode() + b"\xff\x00text"
+    with pytest.raises(ValueError, match="give a Path"):
+        text_data("a.txt")
+    with pytest.raises(ValueError):
+        text_data(tmp_path / "a.txt", tokenizer="bpe", held_out=0)
+    with pytest.raises(FileNotFoundError):
+        text_data(tmp_path / "b.txt")
+
+
+@given(length=st.integers(2, 400), n_seq=st.integers(1, 60), seed=st.integers(0, 2**31))
+def test_a_pass_reads_every_window_once(length, n_seq, seed):
+    if length <= n_seq:
+        return
+    starts = window_starts(length, n_seq, seed, 0).sort().values
+    assert starts[0] >= 0 and starts[-1] + n_seq + 1 <= length
+    assert (starts.diff() == n_seq).all()
+    assert starts[0] < 2 * n_seq and length - starts[-1] - n_seq < 2 * n_seq + 1
+
+
+def test_batches_follow_the_passes():
+    starts = torch.cat([batch_starts(1000, 30, 7, 5, step) for step in range(20)])
+    count = 1000 // 30 - 1
+    assert torch.equal(starts[:count], window_starts(1000, 30, 5, 0))
+    assert torch.equal(starts[count : 2 * count], window_starts(1000, 30, 5, 1))
+    assert not torch.equal(starts[:count], window_starts(1000, 30, 6, 0))
+
+
+def test_windows_feed_a_data_loader():
+    windows = TextWindows(DATA.train.ids, 24)
+    inputs, targets = next(iter(DataLoader(windows, batch_size=4, shuffle=True)))
+    assert inputs.shape == targets.shape == (4, 24)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    with pytest.raises(IndexError):
+        windows[len(windows)]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (lambda: TrainSettings(steps=0), "steps must be an integer of at least 1, got 0"),
+        (lambda: TrainSettings(learning_rate=0), "learning_rate must be a number above 0, got 0"),
+        (lambda: train(tiny(), DATA, stps=3), "'stps', did you mean 'steps'"),
+        (lambda: train(tiny(), DATA, TrainSettings(), steps=3), "not both"),
+        (lambda: train(tiny(), DATA, batch_size=9, accumulate=2), "multiple of accumulate"),
+        (lambda: train(tiny(n_seq=10**6), DATA), "longer than n_seq = 1000000"),
+        (lambda: train(tiny(vocab_size=10), DATA), "vocab_size must be at least .* 256; got 10"),
+        (lambda: text_data(TEXT, held_out=1), "held_out must be from 0 to below 1, got 1"),
+        (lambda: text_data(TEXT, tokenizer="words"), "'bytes', 'bpe' or a tokenizer"),
+        (lambda: text_data([]), "some text"),
+        (lambda: train_bpe([TEXT], 200), "above 257, the bytes and the end; got 200"),
+    ],
+)
+def test_what_cannot_work_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+def test_a_missing_package_says_how_to_get_it():
+    with pytest.raises(ImportError, match=r'no_such_package .*pip install "phase2\[train\]"'):
+        training.need("no_such_package.part")
