@@ -1,0 +1,117 @@
+"""Training tokens/s against Hugging Face Llama and Mamba2 of equal size, side by side.
+
+    pip install ".[bench]"; python tests/benchmarks/training.py [--dtype float32]
+
+B 4, N 512, d 256, 4 layers, vocabulary 256, forward + backward + AdamW. The physical limit is the
+rate of the model's own matrix products, measured one by one in the same run.
+"""
+
+import argparse
+import contextlib
+import os
+import resource
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import torch.nn.functional as F
+from timing import best, machine
+from transformers import LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2ForCausalLM
+
+from phase2 import create_phase2_model
+
+BATCH, LENGTH, D, LAYERS, VOCABULARY = 4, 512, 256, 4, 256
+
+
+def size(model):
+    """Number of parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def llama(intermediate):
+    """A Llama of the same width and depth; its size is set by the width of its MLP."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=4,
+            intermediate_size=intermediate, use_cache=False, tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+
+
+def mamba(layers):
+    """A Mamba2 of the same width; its size is set by its depth."""
+    return Mamba2ForCausalLM(
+        Mamba2Config(
+            vocab_size=VOCABULARY, hidden_size=D, num_hidden_layers=layers, num_heads=8,
+            head_dim=64, state_size=64, n_groups=1, chunk_size=64, use_cache=False,
+            tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+
+
+def nearest(make, choices, wanted):
+    """Of the models `make` gives, the one whose size is nearest to the wanted one."""
+    return min((make(choice) for choice in choices), key=lambda model: abs(size(model) - wanted))
+
+
+def step(model, text, dtype):
+    """A function that does one training step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    half = dtype != torch.float32
+
+    def run():
+        with torch.autocast("cpu", dtype=dtype) if half else contextlib.nullcontext():
+            logits = model(text[:, :-1])
+        logits = logits if isinstance(logits, torch.Tensor) else logits.logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), text[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return run
+
+
+def products(model, dtype):
+    """Seconds that the matrix products of a step's Linear layers alone take."""
+    total = 0.0
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            x = torch.randn(BATCH * LENGTH, module.in_features, dtype=dtype)
+            y = torch.randn(BATCH * LENGTH, module.out_features, dtype=dtype)
+            w = module.weight.detach().to(dtype)
+            total += best(lambda x=x, w=w, y=y: (x @ w.T, y @ w, y.T @ x), repeats=5)
+    return total
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    dtype = getattr(torch, parser.parse_args().dtype)
+    torch.manual_seed(0)
+    text = torch.randint(0, VOCABULARY, (BATCH, LENGTH + 1))
+    ours = create_phase2_model(preset="small")
+    wanted = size(ours)
+    models = {
+        "phase2": ours,
+        "Llama": nearest(llama, range(512, 1024, 8), wanted),
+        "Mamba2": nearest(mamba, range(4, 12), wanted),
+    }
+    print(machine())
+    print(f"B {BATCH}, N {LENGTH}, {dtype}, forward + backward + AdamW")
+    first = None
+    for name, model in models.items():
+        seconds = best(step(model, text, dtype), repeats=5)
+        first = first or seconds
+        print(
+            f"{name:>8}: {size(model) / 1e6:.2f} M parameters, {1e3 * seconds:6.0f} ms a step, "
+            f"{BATCH * LENGTH / seconds:6.0f} tokens/s, phase2 is {seconds / first:.2f} x as fast"
+        )
+    alone = products(ours, dtype)
+    share = 100 * alone / first
+    print(f"phase2's Linear products alone: {1e3 * alone:.0f} ms, {share:.0f} % of a step")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"peak memory of the process: {peak:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
