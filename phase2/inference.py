@@ -68,7 +68,7 @@ SAMPLING = {
 def check_sampling(temperature, **optional):
     """Refuse options that mean nothing: `temperature`, and others that are not None.
 
-    Rules are in :data:`SAMPLING`.
+    Rules are in `SAMPLING`.
 
     Raises:
         ValueError: a value out of range, or a filter at temperature 0, where nothing is sampled.

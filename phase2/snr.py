@@ -95,7 +95,8 @@ def noise_scale(fast_weights):
     """
     check_matrices("fast_weights", fast_weights)
     weights = fast_weights.to(torch.promote_types(fast_weights.dtype, torch.float32))
-    return (noise_energy(weights @ weights.mT) / weights.shape[-1]).sqrt()
+    with torch.autocast(fast_weights.device.type, enabled=False):
+        return (noise_energy(weights @ weights.mT) / weights.shape[-1]).sqrt()
 
 
 # %% notebooks/03_snr.ipynb#fade

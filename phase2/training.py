@@ -78,6 +78,7 @@ __all__ = [
     "read_history",
     "write_history",
     "Interruption",
+    "repeatable",
     "save_tokenizer",
     "begin",
     "record",
@@ -342,7 +343,7 @@ SETTING_RULES = {
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Every choice of a training run; :data:`SETTING_RULES` has what is allowed."""
+    """Every choice of a training run; `SETTING_RULES` has what is allowed."""
 
     steps: int = 1000
     batch_size: int = 8  # windows of n_seq tokens a step, over all processes
@@ -404,7 +405,8 @@ class Run:
     """Everything of a training run that changes, and what a step needs.
 
     Attributes:
-        model, optimizer: as prepared by Accelerate.
+        model: the model, as prepared by Accelerate.
+        optimizer: its optimizer, likewise.
         data: TextData.
         settings: TrainSettings.
         accelerator: accelerate.Accelerator.
@@ -843,6 +845,21 @@ class Interruption:
         raise KeyboardInterrupt(message)
 
 
+# %% notebooks/08_training.ipynb#repeat
+@contextlib.contextmanager
+def repeatable(device):
+    """Within it, a GPU uses kernels with the same result every time, where there are any."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS would not be
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
 # %% notebooks/08_training.ipynb#begin
 def save_tokenizer(tokenizer, folder):
     """Write `tokenizer.json` if there is more to say than "bytes"."""
@@ -902,24 +919,25 @@ def progress_bar(run, visible):
 
 
 # %% notebooks/08_training.ipynb#loop
-def run_steps(run, interruption, bar, on_step=None):
+def run_steps(run, interruption, progress=True, on_step=None):
     """Train until the last step, until patience ends, or until asked to stop."""
     settings = run.settings
-    while run.step < settings.steps and not out_of_patience(run):
-        entry = train_step(run, stop=interruption.signal is not None)
-        last = run.step == settings.steps
-        if last or run.step % settings.evaluate_every == 0:
-            entry |= evaluate_run(run)
-        record(run, entry)
-        bar.set_postfix_str(summary(entry, bar), refresh=False)
-        bar.update()
-        if on_step:
-            on_step(entry)
-        if run.folder and (last or run.stopping or run.step % settings.save_every == 0):
-            save_run(run)
-        if run.stopping:
-            where = f"saved in {run.folder}" if run.folder else "not saved"
-            interruption.leave(f"stopped after step {run.step}, {where}")
+    with progress_bar(run, progress) as bar:
+        while run.step < settings.steps and not out_of_patience(run):
+            entry = train_step(run, stop=interruption.signal is not None)
+            last = run.step == settings.steps
+            if last or run.step % settings.evaluate_every == 0:
+                entry |= evaluate_run(run)
+            record(run, entry)
+            bar.set_postfix_str(summary(entry, bar), refresh=False)
+            bar.update()
+            if on_step:
+                on_step(entry)
+            if run.folder and (last or run.stopping or run.step % settings.save_every == 0):
+                save_run(run)
+            if run.stopping:
+                where = f"saved in {run.folder}" if run.folder else "not saved"
+                interruption.leave(f"stopped after step {run.step}, {where}")
 
 
 # %% notebooks/08_training.ipynb#train
@@ -959,8 +977,8 @@ def train(
     folder = Path(out) if out else None
     run = prepare(model, data, to_settings(settings, values), accelerator, folder)
     begin(run, resume)
-    with Interruption() as interruption, progress_bar(run, progress) as bar:
-        run_steps(run, interruption, bar, on_step)
+    with Interruption() as interruption, repeatable(accelerator.device):
+        run_steps(run, interruption, progress, on_step)
     finish(run)
     return run.history
 
