@@ -53,6 +53,7 @@ serve: $(BUILT)  ## serve the book at http://127.0.0.1:8000
 notebooks: $(INSTALLED)  ## run every notebook and store its outputs
 	$(RUN) phase2_book.exporter
 	$(RUN) phase2_book.execute $(NOTEBOOKS)
+	$(RUN) phase2_book.picture notebooks/01_decay.ipynb picture book/assets/picture.png
 	$(RUN) phase2_book.exporter --check
 
 package: $(INSTALLED)  ## write phase2/ from the notebooks
