@@ -116,3 +116,12 @@ def test_a_failing_notebook_is_refused(notebook, tmp_path):
     nbformat.write(notebook, tmp_path / "toy.ipynb")
     with pytest.raises(OSError):
         list(mutation.check(tmp_path / "toy.ipynb"))
+
+
+def test_explained_mutants_exist():
+    """A reason for a mutant that can no longer be made is to be removed."""
+    paths = (mutation.ROOT / "notebooks").glob("*.ipynb")
+    notebooks = [nbformat.read(path, as_version=4) for path in paths]
+    exporting = [notebook for notebook in notebooks if "phase2" in notebook.metadata]
+    made = {mutant.name for notebook in exporting for mutant in mutation.mutants(notebook)}
+    assert not mutation.EXPLAINED.keys() - made
