@@ -9,8 +9,8 @@ package. Printed outputs are not compared: an assertion has to fail. Survivors a
 the exit status is 1 if there is one that EXPLAINED does not name.
 
 The notebook runs once, in this process, and at every export cell forks a child for each mutant of
-that cell: a mutant costs no more than the cells after it. All modules take half an hour on two
-cores, in two shells.
+that cell: a mutant costs no more than the cells after it. All modules take about ten minutes on
+one core.
 """
 
 import argparse
