@@ -1,6 +1,7 @@
 # Generated from notebooks/06_consolidation.ipynb; edit the notebook, not this file.
 """Consolidation."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,15 @@ from phase2.resonance import resonate
 from phase2.snr import carried, select
 from phase2.stability import coherence, controller, energy, restart, running_bound
 
-__all__ = ["MemoryState", "empty_memory", "consolidate", "choose", "stretch", "remember"]
+__all__ = [
+    "MemoryState",
+    "empty_memory",
+    "consolidate",
+    "stretch_lengths",
+    "choose",
+    "stretch",
+    "remember",
+]
 
 
 # %% notebooks/06_consolidation.ipynb#state
@@ -20,7 +29,8 @@ class MemoryState(NamedTuple):
 
     Attributes:
         fast_weights: W, (B, H, D, D), [key index, value index].
-        earlier: what is left in W of the memory at the last consolidation, (B, H, D, D).
+        earlier: W after the last consolidation, (B, H, D, D).
+        faded, turned: ΣΓ dt and ΣV dt (modulo 2π) since then, (B, H): what `earlier` has become.
         bound: the largest size W can have, (B, H), see :func:`~phase2.stability.running_bound`.
         incoherent: the energy W would have if the writes since the last consolidation were
             unrelated, (B, H).
@@ -33,6 +43,8 @@ class MemoryState(NamedTuple):
 
     fast_weights: Tensor
     earlier: Tensor
+    faded: Tensor
+    turned: Tensor
     bound: Tensor
     incoherent: Tensor
     energy: Tensor
@@ -45,7 +57,7 @@ def empty_memory(batch, heads, dim, device=None, dtype=torch.float32):
     """The state of a memory in which nothing has been written: B, H, D -> MemoryState."""
     zero = torch.zeros(batch, heads, device=device, dtype=dtype)
     weights = torch.zeros(batch, heads, dim, dim, device=device, dtype=dtype)
-    return MemoryState(weights, weights, *[zero] * 4, torch.ones_like(zero), weights[..., 0])
+    return MemoryState(weights, weights, *[zero] * 6, torch.ones_like(zero), weights[..., 0])
 
 
 # %% notebooks/06_consolidation.ipynb#consolidate
@@ -61,18 +73,23 @@ def consolidate(state, basis, config):
     Returns:
         MemoryState at the start of the next stretch.
     """
-    driven = coherence(energy(state.fast_weights), state.bound, state.incoherent)  # c, (B, H)
-    written = state.fast_weights - state.earlier
-    written, share = select(written, config.snr_threshold, config.snr_gamma_boost)
-    weights = state.earlier + written
+    earlier = carried(state.earlier, state.faded, state.turned)
+    written, share = select(
+        state.fast_weights - earlier, config.snr_threshold, config.snr_gamma_boost
+    )
+    weights = earlier + written
     if basis is not None:
         weights = resonate(weights, basis, config.resonance_strength)
-    bound, incoherent = restart(weights)
+    with torch.no_grad():
+        driven = coherence(energy(state.fast_weights), state.bound, state.incoherent)  # c, (B, H)
+        bound, incoherent = restart(weights)
     return MemoryState(
         weights,
         weights,
-        bound,
-        incoherent,
+        faded=torch.zeros_like(bound),
+        turned=torch.zeros_like(bound),
+        bound=bound,
+        incoherent=incoherent,
         energy=incoherent,
         coherence=driven,
         eta_scale=1 + config.snr_eta_boost * share,
@@ -81,12 +98,20 @@ def consolidate(state, basis, config):
 
 
 # %% notebooks/06_consolidation.ipynb#remember
+def stretch_lengths(position, length, every):
+    """How `length` tokens after the first `position` are cut at the multiples of `every`."""
+    first = min(length, every - position % every)
+    whole, rest = divmod(length - first, every)
+    return [first] + [every] * whole + [rest] * (rest > 0)
+
+
 def choose(mask, new, old):
     """Row by row: the new state where mask (B,) is True, the old one elsewhere."""
     pairs = zip(new, old, strict=True)
     return MemoryState(*(torch.where(mask.view(-1, *[1] * (n.dim() - 1)), n, o) for n, o in pairs))
 
 
+# %% notebooks/06_consolidation.ipynb#stretch
 def stretch(q, k, v, gamma, potential, eta, state, config, mask):
     """The tokens between two consolidations: equation (eq-memory) with this stretch's Γ and η.
 
@@ -95,16 +120,18 @@ def stretch(q, k, v, gamma, potential, eta, state, config, mask):
     shift = controller(state.coherence, config.gamma_adjust_rate)  # (B, H)
     gamma = gamma + shift[:, None]  # (B, T, H)
     eta = eta * state.eta_scale[:, None]
-    weights, dt = state.fast_weights, config.dt
-    y, weights = memory_chunked(q, k, v, gamma, potential, eta, dt, weights, mask)
-    # s = η ‖k‖ ‖v‖ with ‖k‖ = 1
-    strength = eta * torch.linalg.vector_norm(v, dim=-1, dtype=eta.dtype)  # (B, T, H)
-    if mask is not None:
-        strength, gamma, potential = (x * mask[..., None] for x in (strength, gamma, potential))
-    earlier = carried(state.earlier, gamma, potential, dt)
-    bound, incoherent = running_bound(state.bound, state.incoherent, strength, gamma, dt)
-    new = {"fast_weights": weights, "earlier": earlier, "bound": bound, "incoherent": incoherent}
-    return y, gamma, state._replace(**new)
+    rates, dt = (gamma, potential, eta), config.dt
+    y, weights = memory_chunked(q, k, v, *rates, dt, state.fast_weights, mask)
+    faded, turned, eta = rates if mask is None else (x * mask[..., None] for x in rates)
+    with torch.no_grad():
+        # s = η ‖k‖ ‖v‖ with ‖k‖ = 1
+        strength = eta * torch.linalg.vector_norm(v, dim=-1, dtype=eta.dtype)  # (B, T, H)
+        bound, incoherent = running_bound(state.bound, state.incoherent, strength, faded, dt)
+    faded = state.faded + dt * faded.sum(1)
+    turned = state.turned + dt * turned.sum(1)
+    turned = torch.remainder(turned, 2 * math.pi)
+    limits = {"bound": bound, "incoherent": incoherent, "faded": faded, "turned": turned}
+    return y, gamma, state._replace(fast_weights=weights, **limits)
 
 
 # %% notebooks/06_consolidation.ipynb#remember-loop
@@ -128,16 +155,17 @@ def remember(q, k, v, gamma, potential, eta, state, position, basis, config, mas
     """
     if not q.shape[1]:
         return torch.empty_like(q), gamma, state
-    every, start, outputs = config.consolidate_every, 0, []
-    while start < q.shape[1]:
-        if position and position % every == 0:
+    lengths = stretch_lengths(position, q.shape[1], config.consolidate_every)
+    # split, not slices: the gradient of a slice is as long as the whole sequence
+    inputs = zip(*(x.split(lengths, dim=1) for x in (q, k, v, gamma, potential, eta)), strict=True)
+    masks = [None] * len(lengths) if mask is None else mask.split(lengths, dim=1)
+    outputs = []
+    for now, part in zip(inputs, masks, strict=True):
+        if position and position % config.consolidate_every == 0:
             due = consolidate(state, basis, config)
-            state = due if mask is None else choose(mask[:, start], due, state)
-        stop = min(q.shape[1], start + every - position % every)
-        now = [x[:, start:stop] for x in (q, k, v, gamma, potential, eta)]
-        part = None if mask is None else mask[:, start:stop]
+            state = due if mask is None else choose(part[:, 0], due, state)
         *output, state = stretch(*now, state, config, part)
         outputs.append(output)
-        position, start = position + stop - start, stop
-    y, gamma = (torch.cat(parts, dim=1) for parts in zip(*outputs, strict=True))
+        position += now[0].shape[1]
+    y, gamma = outputs[0] if len(outputs) == 1 else (torch.cat(x, 1) for x in zip(*outputs))
     return y, gamma, state

@@ -128,7 +128,7 @@ class Phase2Config:
     base_decay: float = 1e-4  # floor of Γ, 1 / time
     dt: float = 1.0  # time between two tokens
     hebbian_eta: float = 0.1  # η at initialization; a token chooses between 0 and twice it
-    consolidate_every: int = 128  # tokens
+    consolidate_every: int = 256  # tokens, four times the width of a head of 64
     snr_threshold: float = 2.0  # in units of the noise
     snr_gamma_boost: float = 1.0  # Γ · time added to what is noise, at each consolidation
     snr_eta_boost: float = 0.0  # most that is added to η, relative; off, as it does not help

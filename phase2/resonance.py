@@ -82,7 +82,10 @@ def diag_energy(fast_weights, basis):
     Returns:
         e, (B, H, D), in the unit of W.
     """
-    return in_basis(fast_weights, basis).diagonal(dim1=-2, dim2=-1).abs()
+    dtype = torch.promote_types(fast_weights.dtype, torch.float32)
+    basis = basis.to(fast_weights.device, dtype)
+    # Ŵ_jj = Σ_i U_ij (W U)_ij: the rest of Ŵ is not needed
+    return ((fast_weights.to(dtype) @ basis) * basis).sum(-2).abs()
 
 
 # %% notebooks/04_resonance.ipynb#zeros-table
@@ -258,7 +261,8 @@ def resonate(fast_weights, basis, strength=0.01, threshold=1.0):
         threshold: θ of :func:`resonance_mask`.
 
     Returns:
-        W' of the shape, dtype and Frobenius norm of `fast_weights`. Scaling W scales W'.
+        W' of the shape, dtype and Frobenius norm of `fast_weights`. Scaling W scales W'. The
+        gradient is that for given g and c: they are measured, not learned.
 
     Raises:
         ValueError: `strength` or `threshold` is out of range.
@@ -267,13 +271,15 @@ def resonate(fast_weights, basis, strength=0.01, threshold=1.0):
         raise ValueError(f"strength must be from 0 to 1, got {strength}")
     # products in half precision would not keep the norm
     with torch.autocast(fast_weights.device.type, enabled=False):
-        modes = in_basis(fast_weights, basis)  # Ŵ
-        mask = resonance_mask(modes.diagonal(dim1=-2, dim2=-1).abs(), threshold)
-        gate = 1 - strength * (1 - mask)  # g, (B, H, D)
-        gated = modes * gate[..., :, None] * gate[..., None, :]
-        before, after = (torch.linalg.matrix_norm(x, keepdim=True) for x in (modes, gated))
-        basis = basis.to(gated)
-        return (basis @ (safe_ratio(before, after) * gated) @ basis.mT).to(fast_weights.dtype)
+        weights = fast_weights.to(torch.promote_types(fast_weights.dtype, torch.float32))
+        with torch.no_grad():
+            basis = basis.to(weights)
+            mask = resonance_mask(diag_energy(weights, basis), threshold)
+            gate = 1 - strength * (1 - mask)  # g, (B, H, D)
+            side = (basis * gate[..., None, :]) @ basis.mT  # U diag(g) Uᵀ
+        gated = side @ weights @ side
+        before, after = (x.detach().norm(dim=(-2, -1), keepdim=True) for x in (weights, gated))
+        return (safe_ratio(before, after) * gated).to(fast_weights.dtype)
 
 
 # %% notebooks/04_resonance.ipynb#info

@@ -5,15 +5,14 @@ import math
 
 import torch
 
-from phase2.memory import cumulative_angle
-
 __all__ = [
     "noise_edge",
     "RIDGE",
     "TINY",
-    "shifted_factor",
+    "shifted",
     "noise_energy",
     "check_matrices",
+    "gram_matrix",
     "noise_scale",
     "resolvent",
     "FadeNoise",
@@ -43,11 +42,11 @@ RIDGE = 1e-4  # of the mean mode energy: far below any noise, far above rounding
 TINY = 1e-30  # keeps an empty memory invertible
 
 
-def shifted_factor(gram, shift):
-    """Cholesky factor of W Wᵀ + shift I: (…, D, D) and (…) -> (…, D, D), lower triangular."""
-    shifted = gram.clone()
-    shifted.diagonal(dim1=-2, dim2=-1).add_(shift[..., None])
-    return torch.linalg.cholesky_ex(shifted)[0]
+def shifted(gram, shift):
+    """W Wᵀ + shift I: (…, D, D) and (…) -> (…, D, D)."""
+    result = gram.clone()
+    result.diagonal(dim1=-2, dim2=-1).add_(shift[..., None])
+    return result
 
 
 def noise_energy(gram):
@@ -60,9 +59,9 @@ def noise_energy(gram):
         σ² D, (…); above zero also for an empty memory.
     """
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
-    pivots = shifted_factor(gram, RIDGE * mean + TINY).diagonal(dim1=-2, dim2=-1)
-    # ln det W Wᵀ = 2 Σ ln pivot
-    return torch.exp(1 + 2 * pivots.log().mean(-1))
+    # σ² D = exp(1 + ln det(W Wᵀ) / D)
+    log_det = torch.linalg.slogdet(shifted(gram, RIDGE * mean + TINY)).logabsdet
+    return torch.exp(1 + log_det / gram.shape[-1])
 
 
 # %% notebooks/03_snr.ipynb#noise-scale
@@ -80,6 +79,13 @@ def check_matrices(name, matrices):
         raise ValueError(f"{name} must have shape (B, H, D, D), got {tuple(matrices.shape)}")
 
 
+def gram_matrix(weights):
+    """W Wᵀ in float64, or rounding decides the noise of a stretch with fewer tokens than D."""
+    with torch.autocast(weights.device.type, enabled=False):
+        wide = weights.double()
+        return wide @ wide.mT
+
+
 @torch.no_grad()
 def noise_scale(fast_weights):
     """Noise scale σ of a memory, little disturbed by a few strong modes: equation (eq-noise-scale).
@@ -94,15 +100,14 @@ def noise_scale(fast_weights):
         TypeError, ValueError: see :func:`check_matrices`.
     """
     check_matrices("fast_weights", fast_weights)
-    weights = fast_weights.to(torch.promote_types(fast_weights.dtype, torch.float32))
-    with torch.autocast(fast_weights.device.type, enabled=False):
-        return (noise_energy(weights @ weights.mT) / weights.shape[-1]).sqrt()
+    sigma = (noise_energy(gram_matrix(fast_weights)) / fast_weights.shape[-1]).sqrt()
+    return sigma.to(torch.promote_types(fast_weights.dtype, torch.float32))
 
 
 # %% notebooks/03_snr.ipynb#fade
 def resolvent(gram, shift):
     """(W Wᵀ + shift I)⁻¹, the inverse in equation (eq-gate): (…, D, D) and (…) -> (…, D, D)."""
-    return torch.cholesky_inverse(shifted_factor(gram, shift))
+    return torch.cholesky_inverse(torch.linalg.cholesky_ex(shifted(gram, shift))[0])
 
 
 class FadeNoise(torch.autograd.Function):
@@ -157,35 +162,33 @@ def select(written, threshold=2.0, gamma_boost=1.0):
     check_matrices("written", written)
     check_selection(threshold, gamma_boost)
     weights = written.to(torch.promote_types(written.dtype, torch.float32))
-    with torch.autocast(written.device.type, enabled=False):
-        with torch.no_grad():
-            # in float64, or rounding decides the noise of a stretch with fewer tokens than D
-            gram = weights.double() @ weights.double().mT
-            tau2 = threshold**2 * noise_energy(gram)  # τ² = θ² σ² D, (B, H)
-            inverse = resolvent(gram, tau2)
-            share = 1 - tau2 * inverse.diagonal(dim1=-2, dim2=-1).mean(-1)  # tr G / D
+    with torch.no_grad():
+        gram = gram_matrix(weights)
+        tau2 = threshold**2 * noise_energy(gram)  # τ² = θ² σ² D, (B, H)
+        inverse = resolvent(gram, tau2)
+        share = 1 - tau2 * inverse.diagonal(dim1=-2, dim2=-1).mean(-1)  # tr G / D
         inverse, tau2, share = (x.to(weights.dtype) for x in (inverse, tau2, share))
-        amount = -math.expm1(-gamma_boost) * tau2  # λ τ²
+    amount = -math.expm1(-gamma_boost) * tau2  # λ τ²
+    with torch.autocast(written.device.type, enabled=False):
         kept = FadeNoise.apply(weights, inverse, amount[..., None, None])
     return kept.to(written.dtype), share
 
 
 # %% notebooks/03_snr.ipynb#carried
-def carried(fast_weights, gamma, potential, dt=1.0):
+def carried(fast_weights, faded, turned):
     """What a stretch of tokens leaves of the memory before it: equation (eq-written).
 
     Args:
         fast_weights: W before the stretch, (B, H, D, D), D even.
-        gamma, potential: Γ (1 / time) and V (rad / time) of its tokens, (B, N, H), N > 0.
-        dt: time between two tokens.
+        faded: ΣΓ dt over its tokens, (B, H).
+        turned: ΣV dt over its tokens, (B, H), rad.
 
     Returns:
         e^{−ΣΓ dt} R(ΣV dt) W, (B, H, D, D).
     """
-    angle = cumulative_angle(potential, dt)[:, -1, :, None, None]  # (B, H, 1, 1)
-    decay = torch.exp(-(gamma * dt).sum(1))[..., None, None]
     # decay and turn in one pass over the rows: they are small factors, W is not
-    cos, sin = decay * torch.cos(angle), decay * torch.sin(angle)
+    factor = torch.polar(torch.exp(-faded), turned)[..., None, None]  # (B, H, 1, 1)
+    cos, sin = factor.real, factor.imag
     real, imag = fast_weights[..., 0::2, :], fast_weights[..., 1::2, :]  # (B, H, D / 2, D)
     return torch.stack((real * cos - imag * sin, real * sin + imag * cos), dim=-2).flatten(-3, -2)
 
