@@ -1,15 +1,14 @@
 # Generated from notebooks/06_consolidation.ipynb; edit the notebook, not this file.
 """Consolidation."""
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from phase2.memory import memory_chunked
+from phase2.memory import check_memory, evolve, memory_chunked, memory_step
 from phase2.resonance import resonate
-from phase2.snr import carried, select
+from phase2.snr import select
 from phase2.stability import coherence, controller, energy, restart, running_bound
 
 __all__ = [
@@ -19,6 +18,7 @@ __all__ = [
     "stretch_lengths",
     "choose",
     "stretch",
+    "token",
     "remember",
 ]
 
@@ -30,12 +30,13 @@ class MemoryState(NamedTuple):
     Attributes:
         fast_weights: W, (B, H, D, D), [key index, value index].
         earlier: W after the last consolidation, (B, H, D, D).
-        faded, turned: ΣΓ dt and ΣV dt (modulo 2π) since then, (B, H): what `earlier` has become.
+        faded, turned: ΣΓ dt and ΣV dt since then, (B, H): what `earlier` has gone through.
         bound: the largest size W can have, (B, H), see :func:`~phase2.stability.running_bound`.
         incoherent: the energy W would have if the writes since the last consolidation were
             unrelated, (B, H).
         energy: ‖W‖² after the last consolidation, (B, H).
         coherence: c of the stretch before the last consolidation, (B, H).
+        gamma_shift: what the controller adds to Γ during this stretch, (B, H), 1 / time.
         eta_scale: factor on η during this stretch, (B, H).
         last_key: the previous token's key, at which the next one looks back (chapter 7),
             (B, H, D).
@@ -49,15 +50,17 @@ class MemoryState(NamedTuple):
     incoherent: Tensor
     energy: Tensor
     coherence: Tensor
+    gamma_shift: Tensor
     eta_scale: Tensor
     last_key: Tensor
 
 
+# %% notebooks/06_consolidation.ipynb#empty-memory
 def empty_memory(batch, heads, dim, device=None, dtype=torch.float32):
     """The state of a memory in which nothing has been written: B, H, D -> MemoryState."""
     zero = torch.zeros(batch, heads, device=device, dtype=dtype)
     weights = torch.zeros(batch, heads, dim, dim, device=device, dtype=dtype)
-    return MemoryState(weights, weights, *[zero] * 6, torch.ones_like(zero), weights[..., 0])
+    return MemoryState(weights, weights, *[zero] * 7, torch.ones_like(zero), weights[..., 0])
 
 
 # %% notebooks/06_consolidation.ipynb#consolidate
@@ -73,10 +76,9 @@ def consolidate(state, basis, config):
     Returns:
         MemoryState at the start of the next stretch.
     """
-    earlier = carried(state.earlier, state.faded, state.turned)
-    written, share = select(
-        state.fast_weights - earlier, config.snr_threshold, config.snr_gamma_boost
-    )
+    earlier = evolve(state.earlier, state.faded, state.turned)
+    written = state.fast_weights - earlier
+    written, share = select(written, config.snr_threshold, config.snr_gamma_boost)
     weights = earlier + written
     if basis is not None:
         weights = resonate(weights, basis, config.resonance_strength)
@@ -92,6 +94,7 @@ def consolidate(state, basis, config):
         incoherent=incoherent,
         energy=incoherent,
         coherence=driven,
+        gamma_shift=controller(driven, config.gamma_adjust_rate),
         eta_scale=1 + config.snr_eta_boost * share,
         last_key=state.last_key,
     )
@@ -117,8 +120,7 @@ def stretch(q, k, v, gamma, potential, eta, state, config, mask):
 
     Shapes as in :func:`remember`; returns y, Γ as it was in force, and the new state.
     """
-    shift = controller(state.coherence, config.gamma_adjust_rate)  # (B, H)
-    gamma = gamma + shift[:, None]  # (B, T, H)
+    gamma = gamma + state.gamma_shift[:, None]  # (B, T, H)
     eta = eta * state.eta_scale[:, None]
     rates, dt = (gamma, potential, eta), config.dt
     y, weights = memory_chunked(q, k, v, *rates, dt, state.fast_weights, mask)
@@ -129,9 +131,26 @@ def stretch(q, k, v, gamma, potential, eta, state, config, mask):
         bound, incoherent = running_bound(state.bound, state.incoherent, strength, faded, dt)
     faded = state.faded + dt * faded.sum(1)
     turned = state.turned + dt * turned.sum(1)
-    turned = torch.remainder(turned, 2 * math.pi)
     limits = {"bound": bound, "incoherent": incoherent, "faded": faded, "turned": turned}
     return y, gamma, state._replace(fast_weights=weights, **limits)
+
+
+# %% notebooks/06_consolidation.ipynb#token
+def token(q, k, v, gamma, potential, eta, state, config):
+    """What :func:`stretch` does, for a single token and without a mask: T = 1."""
+    check_memory(q, k, v, gamma, potential, eta, state.fast_weights)
+    dt, dtype, wide = config.dt, q.dtype, torch.promote_types(q.dtype, torch.float32)
+    q, k, v, gamma, potential, eta = (x[:, 0].to(wide) for x in (q, k, v, gamma, potential, eta))
+    gamma, eta = gamma + state.gamma_shift, eta * state.eta_scale  # (B, H)
+    decay, angle = gamma * dt, potential * dt
+    y, weights = memory_step(q, k, v, decay, angle, eta, 1.0, state.fast_weights.to(wide))
+    with torch.no_grad():
+        strength, kept = eta * torch.linalg.vector_norm(v, dim=-1), torch.exp(-decay)
+        bound = torch.addcmul(strength, kept, state.bound)
+        incoherent = torch.addcmul(strength.square(), kept.square(), state.incoherent)
+    faded, turned = state.faded + decay, state.turned + angle
+    new = (weights, state.earlier, faded, turned, bound, incoherent, *state[6:])
+    return y[:, None].to(dtype), gamma[:, None], MemoryState(*new)
 
 
 # %% notebooks/06_consolidation.ipynb#remember-loop
@@ -155,6 +174,10 @@ def remember(q, k, v, gamma, potential, eta, state, position, basis, config, mas
     """
     if not q.shape[1]:
         return torch.empty_like(q), gamma, state
+    if q.shape[1] == 1 and mask is None:
+        if position and position % config.consolidate_every == 0:
+            state = consolidate(state, basis, config)
+        return token(q, k, v, gamma, potential, eta, state, config)
     lengths = stretch_lengths(position, q.shape[1], config.consolidate_every)
     # split, not slices: the gradient of a slice is as long as the whole sequence
     inputs = zip(*(x.split(lengths, dim=1) for x in (q, k, v, gamma, potential, eta)), strict=True)

@@ -116,14 +116,14 @@ def spread_half_lives(n_heads, base_decay, shortest=4.0, longest=2048.0):
 
     Args:
         n_heads: H.
-        base_decay: Γ_0, 1 / time; no half-life is above half of what it allows.
+        base_decay: Γ_0, 1 / time; no half-life is above half of what it allows. With 0 all are.
         shortest, longest: ends of the range, time.
 
     Returns:
         (H,) half-lives, ascending, time.
     """
     spread = torch.logspace(math.log10(shortest), math.log10(longest), n_heads)
-    return spread.clamp(max=half_life(base_decay) / 2)
+    return spread.clamp(max=half_life(base_decay) / 2) if base_decay else spread
 
 
 def decay_bias(half_lives, base_decay):
@@ -144,8 +144,8 @@ class DecayPotential(torch.nn.Module):
     """V and Γ of every head from the token at hand: equation (eq-rate).
 
     At initialization the half-lives are spread (:func:`spread_half_lives`) and V is the rate of the
-    same half-life, so a head that lives long turns slowly: ζ is near 1, or above it where
-    `base_decay` cuts the half-life short. Both then follow the data.
+    wanted half-life: ζ is 1, or above it where `base_decay` cuts the half-life short. Both then
+    follow the data.
 
     Args:
         d_model: width of the input.
@@ -159,15 +159,17 @@ class DecayPotential(torch.nn.Module):
         self.base_decay = base_decay
         self.linear = torch.nn.Linear(d_model, 2 * n_heads)
         half_lives = spread_half_lives(n_heads, base_decay * dt) * dt
-        frequencies = math.log(2) / (spread_half_lives(n_heads, 1e-9) * dt)
+        frequencies = math.log(2) / (spread_half_lives(n_heads, 0) * dt)
+        turns = frequencies / (math.log(2) / half_lives - base_decay)  # b_V
         with torch.no_grad():
             self.linear.weight.normal_(std=0.1 / math.sqrt(d_model))
-            self.linear.bias.copy_(torch.cat((frequencies, decay_bias(half_lives, base_decay))))
+            self.linear.bias.copy_(torch.cat((turns, decay_bias(half_lives, base_decay))))
 
     def forward(self, x):
         """x (B, N, d_model) -> V (rad / time) and Γ (1 / time), each (B, N, H)."""
-        potential, raw = self.linear(x).chunk(2, dim=-1)
-        return potential, decay_rate(raw, self.base_decay)
+        turns, raw = self.linear(x).chunk(2, dim=-1)
+        gamma = decay_rate(raw, self.base_decay)
+        return turns * (gamma - self.base_decay), gamma
 
 
 # %% notebooks/01_decay.ipynb#warn

@@ -1,19 +1,25 @@
 # Generated from notebooks/02_memory.ipynb; edit the notebook, not this file.
 """Hebbian memory."""
 
+import itertools
 import math
 
 import torch
 
 __all__ = [
     "rotate",
+    "as_complex",
+    "as_real",
+    "evolve",
     "memory_step",
     "check_memory",
     "memory_recurrent",
     "split",
     "join",
     "cumulative_angle",
-    "turn_into_frame",
+    "times",
+    "split_times",
+    "join_times",
     "chunk_decays",
     "carry",
     "products",
@@ -46,7 +52,34 @@ def rotate(x, angle):
     return torch.stack((real * cos - imag * sin, real * sin + imag * cos), dim=-1).flatten(-2)
 
 
+# %% notebooks/02_memory.ipynb#complex
+def as_complex(x):
+    """Pairs of entries as complex numbers: (…, D) -> (…, D / 2)."""
+    pairs = x.unflatten(-1, (-1, 2)).contiguous()
+    return torch.view_as_complex(pairs)
+
+
+def as_real(x):
+    """The inverse of :func:`as_complex`."""
+    return torch.view_as_real(x).flatten(-2)
+
+
 # %% notebooks/02_memory.ipynb#step
+def evolve(fast_weights, decay, angle):
+    """What becomes of a memory to which nothing is written: e^{−Γ dt} R(V dt) W of (eq-memory).
+
+    Args:
+        fast_weights: W, (B, H, D, D), D even.
+        decay: Γ dt, (B, H); over several tokens, its sum.
+        angle: V dt, (B, H), rad; over several tokens, its sum.
+
+    Returns:
+        (B, H, D, D).
+    """
+    factor = torch.exp(torch.complex(-decay, angle))[..., None, None]  # e^{−Γ dt + iV dt}
+    return as_real(as_complex(fast_weights.mT) * factor).mT
+
+
 def memory_step(q, k, v, gamma, potential, eta, dt, fast_weights):
     """One token of the memory: equation (eq-memory).
 
@@ -60,9 +93,8 @@ def memory_step(q, k, v, gamma, potential, eta, dt, fast_weights):
         y (B, H, D) and the new W (B, H, D, D).
     """
     # W_t = e^{-Γ_t dt} R(V_t dt) W_{t-1} + η_t k_t v_tᵀ
-    turned = rotate(fast_weights.mT, (potential * dt)[..., None]).mT  # (B, H, D, D)
-    kept = torch.exp(-gamma * dt)[..., None, None] * turned
-    fast_weights = kept + (eta[..., None] * k)[..., :, None] * v[..., None, :]
+    kept = evolve(fast_weights, gamma * dt, potential * dt)
+    fast_weights = torch.addcmul(kept, (eta[..., None] * k)[..., :, None], v[..., None, :])
     # y_t = W_tᵀ q_t
     return (q[..., None, :] @ fast_weights).squeeze(-2), fast_weights
 
@@ -92,11 +124,11 @@ def check_memory(q, k, v, gamma, potential, eta, fast_weights=None):
             raise ValueError(f"{name} must have shape {tuple(expected)}, got {tuple(value.shape)}")
     if torch.compiler.is_compiling():
         return  # what follows looks at values, and would break the graph
-    if length and not gamma.min() > 0:
+    if length and not gamma.min().item() > 0:
         raise ValueError(
             f"gamma must be positive everywhere, its smallest value is {gamma.min().item():.4g}"
         )
-    if fast_weights is not None and not torch.isfinite(fast_weights.sum()):
+    if fast_weights is not None and not math.isfinite(fast_weights.sum().item()):
         raise ValueError("state must be finite, it holds NaN or infinity")
 
 
@@ -156,22 +188,22 @@ def cumulative_angle(potential, dt):
     return torch.remainder(angle, 2 * math.pi).to(potential.dtype)
 
 
-def turn_into_frame(x, spin, size):
-    """R(−Φ_t) x_t in chunks, equation (eq-rotating-frame).
+def times(x, factor):
+    """x factor, written once, in the layout that matrix products want: contiguous."""
+    if torch.compiler.is_compiling():
+        return (x * factor).contiguous()  # a compiler does not keep the layout of `out`
+    return torch.mul(x, factor, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
 
-    One complex product, written once, in the layout that matrix products want.
 
-    Args:
-        x: (B, N, H, D).
-        spin: e^{−iΦ}, complex (B, N, H).
-        size: chunk length C.
+def split_times(x, factor, size):
+    """:func:`split` of x_t factor_t: (B, N, H, D) and (B, N, H) -> (B, N / size, H, size, D)."""
+    return times(split(x, size), split(factor, size)[..., None])
 
-    Returns:
-        (B, N / C, H, C, D), contiguous.
-    """
-    pairs = split(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()), size)
-    out = torch.empty(pairs.shape, dtype=pairs.dtype, device=x.device)
-    return torch.view_as_real(torch.mul(pairs, split(spin, size)[..., None], out=out)).flatten(-2)
+
+def join_times(x, factor):
+    """:func:`join` of x_t factor_t: (B, n, H, C, D) and (B, n C, H) -> (B, n C, H, D)."""
+    x = x.transpose(2, 3)
+    return times(x, factor.unflatten(1, x.shape[1:3])[..., None]).flatten(1, 2)
 
 
 # %% notebooks/02_memory.ipynb#decays
@@ -196,27 +228,30 @@ def chunk_decays(decay, size):
 
 
 # %% notebooks/02_memory.ipynb#carry
-def carry(first, added, across):
+def carry(first, added, across, backwards=False):
     """Hand a memory from chunk to chunk: x_{c+1} = across_c x_c + added_c.
 
     Args:
         first: x_0, (B, H, D, D).
         added, across: (B, n, H, D, D) and (B, n, H, 1, 1).
+        backwards: from the last chunk to the first.
 
     Returns:
-        x at the start of every chunk, (B, n, H, D, D), and after the last one, (B, H, D, D).
+        x that every chunk is given, (B, n, H, D, D), and what the last one leaves, (B, H, D, D).
     """
-    starts = torch.empty_like(added)
-    for chunk in range(added.shape[1]):
-        starts[:, chunk] = first
-        first = torch.addcmul(added[:, chunk], first, across[:, chunk])
-    return starts, first
+    given, order = torch.empty_like(added), range(added.shape[1])
+    order = order[::-1] if backwards else order
+    given[:, order[0]] = first
+    for now, then in itertools.pairwise(order):
+        torch.addcmul(added[:, now], given[:, now], across[:, now], out=given[:, then])
+    end = order[-1]
+    return given, torch.addcmul(added[:, end], given[:, end], across[:, end])
 
 
 def products(a, b, c, d):
     """a @ b + c @ d for stacks of matrices, without an extra pass over the result."""
     first = a.flatten(0, 2) @ b.flatten(0, 2)
-    return torch.baddbmm(first, c.flatten(0, 2), d.flatten(0, 2)).unflatten(0, a.shape[:3])
+    return first.baddbmm_(c.flatten(0, 2), d.flatten(0, 2)).unflatten(0, a.shape[:3])
 
 
 # %% notebooks/02_memory.ipynb#forward
@@ -234,8 +269,9 @@ def chunked_forward(q, k, v, decay, spin, eta, fast_weights, size):
     Returns:
         Y (B, N, H, D), the last W̃ (B, H, D, D), and what the backward pass needs.
     """
-    q, k = turn_into_frame(q, spin, size), turn_into_frame(k, spin, size)  # (B, n, H, C, D)
-    v = (split(v, size) * split(eta, size)[..., None]).contiguous()  # V_η
+    # R(−Φ) q and R(−Φ) k: each pair of entries times e^{−iΦ}
+    q, k = (as_real(split_times(as_complex(x), spin, size)) for x in (q, k))  # (B, n, H, C, D)
+    v = split_times(v, eta, size)  # V_η
     within, since, until, across = chunk_decays(decay, size)
     scores = (q @ k.mT).mul_(within)  # Q̃ K̃ᵀ ⊙ M, (B, n, H, C, C)
     written = (k * until).mT @ v  # what the chunk adds to the memory, (B, n, H, D, D)
@@ -280,16 +316,16 @@ def chunked_backward(saved, v, eta, spin, dy, dlast, size):
     ds = (dy @ v_eta.mT).mul_(within)
     dy_since = dy * since
     # the gradient of the memory, carried from the last chunk to the first
-    ends, dfirst = carry(dlast, (q.mT @ dy_since).flip(1), across.flip(1))
-    ends = ends.flip(1)
+    ends, dfirst = carry(dlast, q.mT @ dy_since, across, backwards=True)
     dq = products(ds, k, dy_since, starts.mT)
     dk = products(ds.mT, q, v_eta * until, ends.mT)
-    dv = join(products(scores.mT, dy, k * until, ends))
-    q, k, dq, dk = (torch.view_as_complex(x.unflatten(-1, (-1, 2))) for x in (q, k, dq, dk))
+    dv = products(scores.mT, dy, k * until, ends)
+    q, k, dq, dk = (as_complex(x) for x in (q, k, dq, dk))
     ddecay, dangle = rate_gradients(q, k, dq, dk, last, dlast)
     # back from the rotating frame: the inverse turn
-    dq, dk = (torch.view_as_real(join(x) * spin.conj()[..., None]).flatten(-2) for x in (dq, dk))
-    return dq, dk, dv * eta[..., None], ddecay, dangle, (dv * v).sum(-1), dfirst
+    dq, dk = (as_real(join_times(x, spin.conj())) for x in (dq, dk))
+    deta = join((dv * split(v, size)).sum(-1))
+    return dq, dk, join_times(dv, eta), ddecay, dangle, deta, dfirst
 
 
 # %% notebooks/02_memory.ipynb#function
@@ -352,10 +388,6 @@ def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None
         return torch.empty_like(q), state
     if mask is not None:
         gamma, potential, eta = (x * mask[..., None] for x in (gamma, potential, eta))
-    if length == 1:  # decoding: one token needs no chunk, and no chunk's overhead
-        token = (x[:, 0].to(dtype) for x in (q, k, v, gamma, potential, eta))
-        y, last = memory_step(*token, dt, state.to(dtype))
-        return y[:, None].to(q.dtype), last
     size = min(chunk_size, length)
     inputs = (pad(x.to(dtype), -length % size) for x in (q, k, v, gamma * dt, potential, eta))
     q_, k_, v_, decay, potential, eta = inputs

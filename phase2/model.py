@@ -14,14 +14,7 @@ from phase2.consolidation import MemoryState, empty_memory, remember
 from phase2.decay import DecayPotential, half_life, warn_overdamped
 from phase2.resonance import BASES, resonance_basis, resonance_info
 from phase2.snr import snr_stats
-from phase2.stability import (
-    coherence,
-    controller,
-    energy,
-    stability_metrics,
-    violated,
-    warn_unstable,
-)
+from phase2.stability import coherence, energy, stability_metrics, violated, warn_unstable
 
 __all__ = [
     "whole",
@@ -31,6 +24,8 @@ __all__ = [
     "check_keys",
     "Phase2Config",
     "learning_rate",
+    "SquaredReLU",
+    "SHORTEST",
     "look_back",
     "Phase2Block",
     "Layout",
@@ -164,7 +159,29 @@ def learning_rate(raw, hebbian_eta):
     return 2 * hebbian_eta * torch.sigmoid(raw)
 
 
+# %% notebooks/07_model.ipynb#activation
+class SquaredReLU(torch.autograd.Function):
+    """relu(x)² and its gradient 2 relu(x), in few passes over the widest tensor of a block."""
+
+    @staticmethod
+    def forward(ctx, x):
+        """x, any shape -> relu(x)²."""
+        active = x.relu()
+        ctx.save_for_backward(active)
+        return active * active
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        """Gradient of relu(x)² -> gradient of x."""
+        (active,) = ctx.saved_tensors
+        return (grad * active).mul_(2)
+
+
 # %% notebooks/07_model.ipynb#look-back
+SHORTEST = 1e-12  # a key of length 0 stays one
+
+
 def look_back(k, mix, state, mask=None):
     """Unit keys that look back one token: k_t ← (1 − μ) k_t + μ k_{t−1}, scaled to length 1.
 
@@ -187,7 +204,8 @@ def look_back(k, mix, state, mask=None):
         first = mask & ~F.pad(mask, (1, 0), value=True)[:, :-1]
         before = torch.where(first[..., None, None], keys[:, :1], before)
     mixed = torch.lerp(k, before, mix.to(k.dtype))
-    return F.normalize(mixed, dim=-1), state._replace(last_key=last.to(wide))
+    unit = mixed / torch.linalg.vector_norm(mixed, dim=-1, keepdim=True).clamp_min(SHORTEST)
+    return unit, state._replace(last_key=last.to(wide))
 
 
 # %% notebooks/07_model.ipynb#block
@@ -226,7 +244,7 @@ class Phase2Block(torch.nn.Module):
             q, keys, v, gamma, potential, eta, state, position, self.basis, self.config, mask
         )
         x = x + self.out(F.layer_norm(y, y.shape[-1:]).flatten(2))
-        x = x + self.down(F.gelu(self.up(self.mlp_norm(x))))
+        x = x + self.down(SquaredReLU.apply(self.up(self.mlp_norm(x))))
         return x, state, gamma, potential
 
 
@@ -424,12 +442,12 @@ def advance(position, layout):
 
 
 # %% notebooks/07_model.ipynb#diagnose
-def stability_of(state, elapsed, config):
+def stability_of(state, elapsed):
     """:func:`~phase2.stability.stability_metrics`, `elapsed` (B,) after the last consolidation."""
     now = energy(state.fast_weights)
     driven = coherence(now, state.bound, state.incoherent)
-    shift = controller(state.coherence, config.gamma_adjust_rate)
-    return stability_metrics(now, state.energy, elapsed[:, None], state.bound, driven, shift)
+    metrics = (state.energy, elapsed[:, None], state.bound, driven, state.gamma_shift)
+    return stability_metrics(now, *metrics)
 
 
 def diagnose_layers(model, state, gammas):
@@ -449,7 +467,7 @@ def diagnose_layers(model, state, gammas):
         "gamma_values": [gamma.detach() for gamma in gammas],
         "snr_stats": [snr_stats(w, config.snr_threshold) for _, w in pairs],
         "resonance_info": [resonance_info(w, block.basis) for block, w in pairs],
-        "stability_metrics": [stability_of(s, elapsed, config) for s in state.layers],
+        "stability_metrics": [stability_of(s, elapsed) for s in state.layers],
     }
 
 

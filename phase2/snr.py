@@ -15,10 +15,8 @@ __all__ = [
     "gram_matrix",
     "noise_scale",
     "resolvent",
-    "FadeNoise",
     "check_selection",
     "select",
-    "carried",
     "snr_stats",
 ]
 
@@ -110,29 +108,6 @@ def resolvent(gram, shift):
     return torch.cholesky_inverse(torch.linalg.cholesky_ex(shifted(gram, shift))[0])
 
 
-class FadeNoise(torch.autograd.Function):
-    """W − a (W Wᵀ + τ² I)⁻¹ W, equation (eq-select), with its gradient for a given τ.
-
-    Automatic differentiation would go through the factorization; by hand it is three products.
-    """
-
-    @staticmethod
-    def forward(ctx, weights, inverse, amount):
-        """W (…, D, D), the resolvent (…, D, D) and a = λτ² (…, 1, 1) -> W′."""
-        solved = inverse @ weights
-        ctx.save_for_backward(weights, inverse, amount, solved)
-        return weights - amount * solved
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        """Gradient of W′ -> gradient of W; d(M⁻¹) = −M⁻¹ dM M⁻¹ with dM = dW Wᵀ + W dWᵀ."""
-        weights, inverse, amount, solved = ctx.saved_tensors
-        back = inverse @ grad
-        twisted = solved @ back.mT
-        return grad + amount * ((twisted + twisted.mT) @ weights - back), None, None
-
-
 # %% notebooks/03_snr.ipynb#select
 def check_selection(threshold, gamma_boost):
     """Refuse a threshold that is not positive or a boost that is negative, with a ValueError."""
@@ -146,7 +121,7 @@ def select(written, threshold=2.0, gamma_boost=1.0):
     """Let the modes that do not stand out of the noise fade: equation (eq-select).
 
     Give it what one stretch has written, equation (eq-written), and not the sum of many stretches.
-    The gradient is that for a given noise scale: σ is measured, not learned.
+    The gradient is that for a given filter: it is measured, not learned.
 
     Args:
         written: W, (B, H, D, D).
@@ -168,29 +143,10 @@ def select(written, threshold=2.0, gamma_boost=1.0):
         inverse = resolvent(gram, tau2)
         share = 1 - tau2 * inverse.diagonal(dim1=-2, dim2=-1).mean(-1)  # tr G / D
         inverse, tau2, share = (x.to(weights.dtype) for x in (inverse, tau2, share))
-    amount = -math.expm1(-gamma_boost) * tau2  # λ τ²
+    amount = -math.expm1(-gamma_boost) * tau2[..., None, None]  # λ τ²
     with torch.autocast(written.device.type, enabled=False):
-        kept = FadeNoise.apply(weights, inverse, amount[..., None, None])
+        kept = weights - (amount * inverse) @ weights
     return kept.to(written.dtype), share
-
-
-# %% notebooks/03_snr.ipynb#carried
-def carried(fast_weights, faded, turned):
-    """What a stretch of tokens leaves of the memory before it: equation (eq-written).
-
-    Args:
-        fast_weights: W before the stretch, (B, H, D, D), D even.
-        faded: ΣΓ dt over its tokens, (B, H).
-        turned: ΣV dt over its tokens, (B, H), rad.
-
-    Returns:
-        e^{−ΣΓ dt} R(ΣV dt) W, (B, H, D, D).
-    """
-    # decay and turn in one pass over the rows: they are small factors, W is not
-    factor = torch.polar(torch.exp(-faded), turned)[..., None, None]  # (B, H, 1, 1)
-    cos, sin = factor.real, factor.imag
-    real, imag = fast_weights[..., 0::2, :], fast_weights[..., 1::2, :]  # (B, H, D / 2, D)
-    return torch.stack((real * cos - imag * sin, real * sin + imag * cos), dim=-2).flatten(-3, -2)
 
 
 # %% notebooks/03_snr.ipynb#stats

@@ -1,0 +1,159 @@
+"""What learns better: the small model as it is, or with one thing changed? Several seeds each.
+
+    python tests/benchmarks/learning.py [--variants full ...] [--seeds 3] [--device cuda]
+
+All variants have the same parameters and read the same tokens: the sources of the standard
+library, every tenth file held out. Printed: bits per byte on held-out text, read in rows of 4096
+bytes from an empty memory, and for the model as it is, what its mechanisms do after training.
+"""
+
+import argparse
+import contextlib
+import math
+import statistics
+import sysconfig
+import time
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+
+import phase2.model
+from phase2 import create_phase2_model
+from phase2.consolidation import remember
+from phase2.decay import DecayPotential, decay_rate, half_life
+from phase2.model import learning_rate
+
+LENGTH, ROW, PEAK = 512, 4096, 2e-3
+
+
+def without_memory(q, k, v, gamma, potential, eta, state, *_):
+    """In the place of the memory: a token's own value."""
+    return v, gamma, state
+
+
+def without_rotation(q, k, v, gamma, potential, *rest):
+    """The memory with V = 0."""
+    return remember(q, k, v, gamma, 0 * potential, *rest)
+
+
+def own_potential(self, x):
+    """V = w x + b in radians per token, in the place of one that is measured by Γ."""
+    potential, raw = self.linear(x).chunk(2, dim=-1)
+    return potential, decay_rate(raw, self.base_decay)
+
+
+VARIANTS = {  # fields of the configuration, and what is replaced by what
+    "full": ({}, None),
+    "without memory": ({}, (phase2.model, "remember", without_memory)),
+    "never consolidated": ({"consolidate_every": 10**9}, None),
+    "consolidated every 128": ({"consolidate_every": 128}, None),
+    "without rotation": ({}, (phase2.model, "remember", without_rotation)),
+    "V with its own unit": ({}, (DecayPotential, "forward", own_potential)),
+    "GELU": ({}, (phase2.model, "SquaredReLU", mock.Mock(apply=F.gelu))),
+}
+
+
+def new_model(name):
+    """A model whose V starts the same in all variants."""
+    model = create_phase2_model(preset="small", **VARIANTS[name][0])
+    if name == "V with its own unit":
+        for block in model.blocks:
+            layer = block.potential
+            with torch.no_grad():  # from b_V to V at an average input
+                turns, raw = layer.linear.bias.chunk(2)
+                turns *= F.softplus(raw)
+    return model
+
+
+def texts():
+    """Training and held-out text: the modules of the standard library, as bytes."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    parts = [[], []]
+    for i, file in enumerate(files):
+        parts[i % 10 == 9].append(file.read_bytes())
+    return [torch.frombuffer(bytearray(b"".join(part)), dtype=torch.uint8) for part in parts]
+
+
+def learn(model, train, settings, seed):
+    """AdamW, 5 % warm-up and a cosine; every variant draws the same windows."""
+    optimizer = torch.optim.AdamW(model.parameters(), PEAK, (0.9, 0.95), weight_decay=0.1)
+    steps, generator = settings.steps, torch.Generator().manual_seed(seed)
+
+    def rate(step):
+        return min(20 * (step + 1) / steps, 0.525 + 0.475 * math.cos(math.pi * step / steps))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    for _ in range(steps):
+        start = torch.randint(0, len(train) - LENGTH, (settings.batch, 1), generator=generator)
+        text = train[start.to(train.device) + torch.arange(LENGTH + 1, device=train.device)].long()
+        loss = F.cross_entropy(model(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step(), schedule.step()
+
+
+@torch.no_grad()
+def bits_per_byte(model, text, rows=64):
+    """Held-out text in rows of ROW bytes, spread over all of it, each from an empty memory."""
+    starts = torch.linspace(0, len(text) - ROW - 1, rows).long()
+    total = 0.0
+    for start in starts.tolist():
+        row = text[None, start : start + ROW + 1].long()
+        total += F.cross_entropy(model(row[:, :-1])[0], row[0, 1:]).item()
+    return total / rows / math.log(2)
+
+
+@torch.no_grad()
+def alive(model, text):
+    """What the mechanisms do while the model reads a row: a line for each layer."""
+    etas = []
+    hooks = [
+        block.eta.register_forward_hook(lambda *x: etas.append(x[2][0])) for block in model.blocks
+    ]
+    _, found = model(text[None, :ROW].long(), return_diagnostics=True)
+    for hook in hooks:
+        hook.remove()
+    for layer, raw in enumerate(etas):
+        lives = half_life(found["gamma_values"][layer]).median(1).values[0].tolist()
+        early, late = learning_rate(raw, model.config.hebbian_eta).chunk(2)
+        print(
+            f"  layer {layer}: half-lives {', '.join(f'{x:.0f}' for x in sorted(lives))} tokens, "
+            f"selected share {found['snr_stats'][layer]['selected_share']:.2f}, mean mask "
+            f"{found['resonance_info'][layer]['mask'].mean():.2f}, "
+            f"η {early.mean():.3f} in the first half of a row and {late.mean():.3f} in the second"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--device", default="cpu")
+    settings = parser.parse_args()
+    train, held_out = (x.to(settings.device) for x in texts())
+    read = settings.steps * settings.batch * LENGTH / 1e6
+    print(f"{len(train) / 1e6:.1f} MB of text, {read:.1f} M tokens, torch {torch.__version__}")
+    for name in settings.variants:
+        found, start = [], time.perf_counter()
+        for seed in range(settings.seeds):
+            torch.manual_seed(seed)
+            model, replaced = new_model(name).to(settings.device), VARIANTS[name][1]
+            with mock.patch.object(*replaced) if replaced else contextlib.nullcontext():
+                learn(model, train, settings, seed)
+                found.append(bits_per_byte(model, held_out))
+            if name == "full":
+                alive(model, held_out)
+        spread = statistics.stdev(found) if len(found) > 1 else math.nan
+        each = ", ".join(f"{bits:.3f}" for bits in found)
+        minutes = (time.perf_counter() - start) / 60
+        mean = statistics.mean(found)
+        print(f"{name:>22}: {mean:.3f} ± {spread:.3f} bits per byte ({each}), {minutes:.0f} min")
+
+
+if __name__ == "__main__":
+    main()
