@@ -28,7 +28,9 @@ __all__ = [
     "over_time",
     "effective_rank",
     "decaying_rank",
-    "erased",
+    "halved",
+    "equally_driven",
+    "differences",
     "forgetting",
     "window",
     "doubling",
@@ -154,14 +156,37 @@ def decaying_rank(gamma):
 
 
 # %% notebooks/10_diagnostics.ipynb#forgetting
-def erased(state):
-    """A batch from one row: row 0 as it is, row 1 + l with the memory of layer l erased."""
+def halved(state):
+    """A batch from one row: row 0 as it is, row 1 + l with half the memory of layer l."""
     rows, layers = 1 + len(state.layers), []
     for layer, memory in enumerate(state.layers):
         memory = type(memory)(*(x.repeat(rows, *[1] * (x.dim() - 1)) for x in memory))
-        memory.fast_weights[1 + layer] = 0
+        for x in (memory.fast_weights, memory.earlier):
+            x[1 + layer] *= 0.5
         layers.append(memory)
     return Phase2State(tuple(layers), state.position.repeat(rows))
+
+
+def equally_driven(state):
+    """All rows with the coherence of row 0: the stability controller then treats them alike."""
+    layers = []
+    for memory in state.layers:
+        size = energy(memory.fast_weights)  # (rows, H)
+        share = torch.where(size[0] > 0, size / size[0], 1.0)
+        limits = {
+            "bound": memory.bound[0] * share.sqrt(),
+            "incoherent": memory.incoherent[0] * share,
+        }
+        layers.append(memory._replace(**limits))
+    return state._replace(layers=tuple(layers))
+
+
+# %% notebooks/10_diagnostics.ipynb#forgetting-run
+def differences(state):
+    """‖ΔW‖ between row 0 and row 1 + l in layer l, (layers, H)."""
+    memories = (layer.fast_weights for layer in state.layers)
+    missing = (w[0] - w[1 + layer] for layer, w in enumerate(memories))
+    return torch.stack([x.norm(dim=(-2, -1)) for x in missing])
 
 
 @torch.no_grad()
@@ -176,14 +201,15 @@ def forgetting(model, state, ids, lags):
     Returns:
         ‖ΔW‖ after each of `lags`, relative to that before, (lags, layers, H); NaN if it was empty.
     """
-    state, sizes = erased(state), []
-    for start, stop in pairwise([0, 0, *lags]):
+    every, state = model.config.consolidate_every, halved(state)
+    first, sizes = differences(state), []
+    looks = range(-int(state.position[0]) % every, lags[-1], every)
+    for start, stop in pairwise(sorted({0, *lags, *looks})):
         part = ids[None, start:stop].expand(len(state.position), -1)
-        _, state = model(part, state, return_state=True)
-        memories = (layer.fast_weights for layer in state.layers)
-        differences = (w[0] - w[1 + layer] for layer, w in enumerate(memories))
-        sizes.append(torch.stack([x.norm(dim=(-2, -1)) for x in differences]))  # (layers, H)
-    return torch.stack(sizes[1:]) / sizes[0]
+        _, state = model(part, equally_driven(state), return_state=True)
+        if stop in lags:
+            sizes.append(differences(state))
+    return torch.stack(sizes) / first
 
 
 # %% notebooks/10_diagnostics.ipynb#window

@@ -76,8 +76,10 @@ def evolve(fast_weights, decay, angle):
     Returns:
         (B, H, D, D).
     """
-    factor = torch.exp(torch.complex(-decay, angle))[..., None, None]  # e^{−Γ dt + iV dt}
-    return as_real(as_complex(fast_weights.mT) * factor).mT
+    dtype = torch.promote_types(fast_weights.dtype, torch.float32)  # complex halves do not exist
+    factor = torch.exp(torch.complex(-decay.to(dtype), angle.to(dtype)))  # e^{−Γ dt + iV dt}
+    turned = as_real(as_complex(fast_weights.mT.to(dtype)) * factor[..., None, None]).mT
+    return turned.to(fast_weights.dtype)
 
 
 def memory_step(q, k, v, gamma, potential, eta, dt, fast_weights):

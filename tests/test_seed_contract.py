@@ -672,8 +672,8 @@ def overdamped(ns):
     Phase2Config = ns["Phase2Config"]
     for config in (Phase2Config(base_decay=0.01), ns["config"]):
         assert not warnings_of(tiny(ns, base_decay=config.base_decay))
-    assert "Overdamped system detected: Γ/|V| = " in warnings_of(tiny(ns, base_decay=0.6))
-    assert not warnings_of(tiny(ns, base_decay=0.3))  # half of it, as the reference advises
+    assert "Overdamped system detected: Γ/|V| = " in warnings_of(tiny(ns, base_decay=0.4))
+    assert not warnings_of(tiny(ns, base_decay=0.2))  # half of it, as the reference advises
 
 
 @snippet(
