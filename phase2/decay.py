@@ -136,7 +136,8 @@ def decay_bias(half_lives, base_decay):
     Returns:
         (H,) bias.
     """
-    return torch.log(torch.expm1(math.log(2) / half_lives - base_decay))
+    wanted = math.log(2) / half_lives - base_decay
+    return wanted + torch.log(-torch.expm1(-wanted))  # of a large rate too: e^wanted would overflow
 
 
 # %% notebooks/01_decay.ipynb#potential

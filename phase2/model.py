@@ -40,6 +40,7 @@ __all__ = [
     "check_input",
     "run_blocks",
     "run",
+    "new_state",
     "is_plain",
     "advance",
     "stability_of",
@@ -348,10 +349,10 @@ class Phase2State(NamedTuple):
     position: Tensor
 
 
-def empty_state(config, batch, device=None):
+def empty_state(config, batch, device=None, dtype=torch.float32):
     """The state of a model that has read nothing: Phase2Config, B -> Phase2State."""
-    dim = config.d_model // config.n_heads
-    layers = (empty_memory(batch, config.n_heads, dim, device) for _ in range(config.n_layers))
+    shape = (batch, config.n_heads, config.d_model // config.n_heads)
+    layers = (empty_memory(*shape, device, dtype) for _ in range(config.n_layers))
     return Phase2State(tuple(layers), torch.zeros(batch, dtype=torch.long))
 
 
@@ -410,7 +411,7 @@ def run(model, input_ids, state, attention_mask):
         attention_mask = torch.ones_like(input_ids)
     every = model.config.consolidate_every
     layout = plan(attention_mask, state.position % every)
-    empty = empty_state(model.config, layout.shape[0], input_ids.device)
+    empty = new_state(model, layout.shape[0])
     start = enter(state.layers, layout, empty.layers)
     mask = move(torch.ones_like(input_ids, dtype=torch.bool), layout)
     ids = move(input_ids, layout)
@@ -424,6 +425,13 @@ def run(model, input_ids, state, attention_mask):
 
 
 # %% notebooks/07_model.ipynb#run-helpers
+def new_state(model, batch):
+    """:func:`empty_state` on the device of a model, in float32, or in float64 if the model is."""
+    weight = model.embedding.weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return empty_state(model.config, batch, weight.device, dtype)
+
+
 def is_plain(attention_mask, position):
     """Does every row of the batch hold one document without padding, all equally far along?"""
     if len(position) > 1 and bool((position != position[0]).any()):
@@ -583,7 +591,7 @@ def predict(
     """
     check_input(input_ids, attention_mask, state, model.config)
     if state is None:
-        state = empty_state(model.config, len(input_ids), input_ids.device)
+        state = new_state(model, len(input_ids))
     logits, state, gammas, potentials = run(model, input_ids, state, attention_mask)
     leave_behind(model, state)
     if return_diagnostics or not model.watched:
