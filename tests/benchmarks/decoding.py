@@ -1,53 +1,96 @@
-"""What a token costs when decoding, early and late in a text.
+"""What a token costs when decoding, early and late in a text, beside two peers of equal size.
 
-    python tests/benchmarks/decoding.py [--positions 100 10000 100000]
+    pip install ".[bench]"; python tests/benchmarks/decoding.py [--positions 100 1000 10000]
 
-The state is a few matrices a layer; nothing in it grows with the length that was read.
+phase2 and Mamba2 keep a state of fixed size; Llama keeps a key and a value for every token. The
+limit is reading the weights once a token. Llama is left out beyond 10 000 tokens.
 """
 
 import argparse
+import os
+import statistics
+import time
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from timing import machine
+from training import llama, mamba, nearest, size
 
 from phase2 import create_phase2_model
 
-WINDOW = 200  # tokens timed at each position; an odd number of consolidations may fall into it
+ROUNDS, TURN = 15, 10  # the models take turns of 10 tokens
+LONGEST = 10_000  # for Llama
+CACHE = {"phase2": "state", "Llama": "past_key_values", "Mamba2": "cache_params"}
 
 
+def advance(model, name, ids, cache):
+    """Read ids after the cache: the logits of the last token, and the new cache."""
+    if name == "phase2":
+        logits, cache = model(ids, state=cache, return_state=True)
+        return logits[:, -1:], cache
+    found = model(ids, use_cache=True, **({CACHE[name]: cache} if cache is not None else {}))
+    return found.logits[:, -1:], getattr(found, CACHE[name])
+
+
+def read(model, name, count):
+    """The cache after a text of `count` tokens; in one piece for peers, which cannot all go on."""
+    torch.manual_seed(0)
+    text, cache = torch.randint(0, 256, (1, count)), None
+    for piece in text.split(4096 if name == "phase2" else count, dim=1):
+        _, cache = advance(model, name, piece, cache)
+    return cache
+
+
+def decode(models, position):
+    """Median seconds a token of each model, after `position` tokens."""
+    names = [name for name in models if name != "Llama" or position <= LONGEST]
+    caches = {name: read(models[name], name, position) for name in names}
+    times, token = {name: [] for name in names}, torch.zeros(1, 1, dtype=torch.long)
+    for _ in range(ROUNDS):
+        for name in names:
+            for _ in range(TURN):
+                start = time.perf_counter()
+                logits, caches[name] = advance(models[name], name, token, caches[name])
+                token = logits.argmax(-1)
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def weights_once(model):
+    """Seconds that reading every weight matrix once for one vector takes: the limit."""
+    pairs = [(w, torch.zeros(1, w.shape[1])) for w in model.parameters() if w.dim() == 2]
+    times = []
+    for _ in range(50):
+        start = time.perf_counter()
+        for w, x in pairs:
+            torch.nn.functional.linear(x, w)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+@torch.inference_mode()
 def main():
-    import statistics
-    import time
-
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--positions", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
     positions = parser.parse_args().positions
     torch.manual_seed(0)
-    model = create_phase2_model(preset="small").eval()
+    ours = create_phase2_model(preset="small").eval()
+    models = {
+        "phase2": ours,
+        "Llama": nearest(llama, range(512, 1024, 8), size(ours)).eval(),
+        "Mamba2": nearest(mamba, range(64, 136, 8), size(ours)).eval(),
+    }
     print(machine())
-    token, state, read = torch.zeros(1, 1, dtype=torch.long), None, 0
+    print(f"the weights alone: {1e3 * weights_once(ours):.2f} ms a token")
     first = None
-    with torch.no_grad():
-        for position in positions:
-            while read < position:  # read up to there, in pieces
-                piece = min(4096, position - read)
-                text = torch.randint(0, 256, (1, piece))
-                _, state = model(text, state=state, return_state=True)
-                read += piece
-            times = []
-            for _ in range(WINDOW):
-                start = time.perf_counter()
-                logits, state = model(token, state=state, return_state=True)
-                token = logits[:, -1:].argmax(-1)
-                times.append(time.perf_counter() - start)
-            read += WINDOW
-            typical = statistics.median(times)
-            first = first or typical
-            size = sum(x.numel() for layer in state.layers for x in layer)
-            print(
-                f"token {position:>7}: {1e3 * typical:.2f} ms ({typical / first:.2f} x), "
-                f"state of {size} numbers"
-            )
+    for position in positions:
+        found = decode(models, position)
+        first = first or found["phase2"]
+        each = ", ".join(
+            f"{name} {1e3 * x:.2f} ms ({x / found['phase2']:.2f} x)" for name, x in found.items()
+        )
+        print(f"token {position:>7}: {each}; phase2 at {found['phase2'] / first:.2f} of its first")
 
 
 if __name__ == "__main__":

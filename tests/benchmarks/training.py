@@ -8,14 +8,16 @@ rate of the model's own matrix products, measured one by one in the same run.
 
 import argparse
 import contextlib
+import multiprocessing
 import os
-import resource
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import torch.nn.functional as F
-from timing import best, machine
+from timing import best, in_turns, machine
 from transformers import LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2ForCausalLM
 
 from phase2 import create_phase2_model
@@ -38,12 +40,12 @@ def llama(intermediate):
     )  # fmt: skip
 
 
-def mamba(layers):
-    """A Mamba2 of the same width; its size is set by its depth."""
+def mamba(state):
+    """A Mamba2 of the same width with seven layers; its size is set by the size of its state."""
     return Mamba2ForCausalLM(
         Mamba2Config(
-            vocab_size=VOCABULARY, hidden_size=D, num_hidden_layers=layers, num_heads=8,
-            head_dim=64, state_size=64, n_groups=1, chunk_size=64, use_cache=False,
+            vocab_size=VOCABULARY, hidden_size=D, num_hidden_layers=7, num_heads=8,
+            head_dim=64, state_size=state, n_groups=1, chunk_size=64, use_cache=False,
             tie_word_embeddings=False,
         )
     )  # fmt: skip
@@ -83,34 +85,58 @@ def products(model, dtype):
     return total
 
 
+def models():
+    """phase2 and its peers of equal size, functions by name."""
+    wanted = size(create_phase2_model(preset="small"))
+    return {
+        "phase2": lambda: create_phase2_model(preset="small"),
+        "Llama": lambda: nearest(llama, range(512, 1024, 8), wanted),
+        "Mamba2": lambda: nearest(mamba, range(64, 136, 8), wanted),
+    }
+
+
+def resident(field):
+    """MiB of this process: VmRSS is held now, VmHWM the most it has held."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def peak(name, dtype):
+    """MiB that training this model takes at most, above what the process held before."""
+    torch.manual_seed(0)
+    model = models()[name]()
+    run = step(model, torch.randint(0, VOCABULARY, (BATCH, LENGTH + 1)), dtype)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest value so far
+    before = resident("VmRSS")
+    for _ in range(3):
+        run()
+    return resident("VmHWM") - before
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     dtype = getattr(torch, parser.parse_args().dtype)
     torch.manual_seed(0)
     text = torch.randint(0, VOCABULARY, (BATCH, LENGTH + 1))
-    ours = create_phase2_model(preset="small")
-    wanted = size(ours)
-    models = {
-        "phase2": ours,
-        "Llama": nearest(llama, range(512, 1024, 8), wanted),
-        "Mamba2": nearest(mamba, range(4, 12), wanted),
-    }
+    built = {name: make() for name, make in models().items()}
     print(machine())
     print(f"B {BATCH}, N {LENGTH}, {dtype}, forward + backward + AdamW")
-    first = None
-    for name, model in models.items():
-        seconds = best(step(model, text, dtype), repeats=5)
-        first = first or seconds
+    seconds = in_turns({name: step(model, text, dtype) for name, model in built.items()}, 15)
+    spawn = multiprocessing.get_context("spawn")
+    for name, model in built.items():
+        with ProcessPoolExecutor(1, spawn) as fresh:
+            memory = fresh.submit(peak, name, dtype).result()
+        rate, ratio = BATCH * LENGTH / seconds[name], seconds[name] / seconds["phase2"]
         print(
-            f"{name:>8}: {size(model) / 1e6:.2f} M parameters, {1e3 * seconds:6.0f} ms a step, "
-            f"{BATCH * LENGTH / seconds:6.0f} tokens/s, phase2 is {seconds / first:.2f} x as fast"
+            f"{name:>8}: {size(model) / 1e6:.2f} M parameters, {1e3 * seconds[name]:4.0f} ms a "
+            f"step, {rate:5.0f} tokens/s, phase2 is {ratio:.2f} x as fast; {memory:.0f} MiB at most"
         )
-    alone = products(ours, dtype)
-    share = 100 * alone / first
+    alone = products(built["phase2"], dtype)
+    share = 100 * alone / seconds["phase2"]
     print(f"phase2's Linear products alone: {1e3 * alone:.0f} ms, {share:.0f} % of a step")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"peak memory of the process: {peak:.0f} MiB")
 
 
 if __name__ == "__main__":
