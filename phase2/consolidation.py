@@ -30,7 +30,8 @@ class MemoryState(NamedTuple):
     Attributes:
         fast_weights: W, (B, H, D, D), [key index, value index].
         earlier: W after the last consolidation, (B, H, D, D).
-        faded, turned: ΣΓ dt and ΣV dt since then, (B, H): what `earlier` has gone through.
+        faded: ΣΓ dt since then, (B, H).
+        turned: ΣV dt since then, (B, H), rad.
         bound: the largest size W can have, (B, H), see :func:`~phase2.stability.running_bound`.
         incoherent: the energy W would have if the writes since the last consolidation were
             unrelated, (B, H).
