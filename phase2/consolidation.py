@@ -150,8 +150,8 @@ def token(q, k, v, gamma, potential, eta, state, config):
         bound = torch.addcmul(strength, kept, state.bound)
         incoherent = torch.addcmul(strength.square(), kept.square(), state.incoherent)
     faded, turned = state.faded + decay, state.turned + angle
-    new = (weights, state.earlier, faded, turned, bound, incoherent, *state[6:])
-    return y[:, None].to(dtype), gamma[:, None], MemoryState(*new)
+    limits = {"bound": bound, "incoherent": incoherent, "faded": faded, "turned": turned}
+    return y[:, None].to(dtype), gamma[:, None], state._replace(fast_weights=weights, **limits)
 
 
 # %% notebooks/06_consolidation.ipynb#remember-loop
