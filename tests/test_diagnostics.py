@@ -169,18 +169,22 @@ def test_report_agrees_with_the_model(report, model, ids):
         torch.testing.assert_close(torch.tensor(memory["window"]), rates, rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("consolidates", [False, True])
-def test_consolidation_only_shortens_windows(ids, consolidates):
-    off = {} if consolidates else {"snr_gamma_boost": 0.0, "resonance_strength": 0.0}
-    model = create_phase2_model(d_model=32, n_layers=2, n_heads=2, consolidate_every=16, **off)
-    memory = diagnose(model, ids).memory
-    ratios = [
-        measured / rate
-        for layer in memory
-        for rate, measured in zip(layer["window"], layer["measured_window"])
-    ]
-    assert max(ratios) < 1.2
-    assert (min(ratios) < 0.7) if consolidates else (min(ratios) > 0.8)
+def test_consolidation_only_shortens_windows(ids):
+    off = {"snr_gamma_boost": 0.0, "resonance_strength": 0.0}
+    windows = []
+    for changes in (off, {}):
+        torch.manual_seed(0)
+        model = create_phase2_model(
+            d_model=32, n_layers=2, n_heads=2, consolidate_every=16, **changes
+        )
+        memory = diagnose(model, ids).memory
+        windows.append(torch.tensor([layer["measured_window"] for layer in memory]))
+        rates = torch.tensor([layer["window"] for layer in memory])
+        assert (windows[-1] < 1.2 * rates).all()
+    without, with_it = windows
+    assert (without > 0.8 * rates).all()  # the window from the rates is nearly right ...
+    assert (with_it < 1.02 * without).all()  # ... and consolidation only takes away,
+    assert (with_it < 0.95 * without).any()  # from slow memories
 
 
 def test_json_is_the_report_and_valid(report, tmp_path):
