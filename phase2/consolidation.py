@@ -121,6 +121,8 @@ def stretch(q, k, v, gamma, potential, eta, state, config, mask):
 
     Shapes as in :func:`remember`; returns y, Γ as it was in force, and the new state.
     """
+    if q.shape[1] == 1 and mask is None:
+        return token(q, k, v, gamma, potential, eta, state, config)
     gamma = gamma + state.gamma_shift[:, None]  # (B, T, H)
     eta = eta * state.eta_scale[:, None]
     rates, dt = (gamma, potential, eta), config.dt
@@ -143,13 +145,13 @@ def token(q, k, v, gamma, potential, eta, state, config):
     dt, dtype, wide = config.dt, q.dtype, torch.promote_types(q.dtype, torch.float32)
     q, k, v, gamma, potential, eta = (x[:, 0].to(wide) for x in (q, k, v, gamma, potential, eta))
     gamma, eta = gamma + state.gamma_shift, eta * state.eta_scale  # (B, H)
-    decay, angle = gamma * dt, potential * dt
-    y, weights = memory_step(q, k, v, decay, angle, eta, 1.0, state.fast_weights.to(wide))
+    y, weights = memory_step(q, k, v, gamma, potential, eta, dt, state.fast_weights.to(wide))
+    decay = gamma * dt
     with torch.no_grad():
         strength, kept = eta * torch.linalg.vector_norm(v, dim=-1), torch.exp(-decay)
         bound = torch.addcmul(strength, kept, state.bound)
         incoherent = torch.addcmul(strength.square(), kept.square(), state.incoherent)
-    faded, turned = state.faded + decay, state.turned + angle
+    faded, turned = state.faded + decay, state.turned + potential * dt
     limits = {"bound": bound, "incoherent": incoherent, "faded": faded, "turned": turned}
     return y[:, None].to(dtype), gamma[:, None], state._replace(fast_weights=weights, **limits)
 
@@ -175,10 +177,6 @@ def remember(q, k, v, gamma, potential, eta, state, position, basis, config, mas
     """
     if not q.shape[1]:
         return torch.empty_like(q), gamma, state
-    if q.shape[1] == 1 and mask is None:
-        if position and position % config.consolidate_every == 0:
-            state = consolidate(state, basis, config)
-        return token(q, k, v, gamma, potential, eta, state, config)
     lengths = stretch_lengths(position, q.shape[1], config.consolidate_every)
     # split, not slices: the gradient of a slice is as long as the whole sequence
     inputs = zip(*(x.split(lengths, dim=1) for x in (q, k, v, gamma, potential, eta)), strict=True)

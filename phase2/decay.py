@@ -116,7 +116,7 @@ def spread_half_lives(n_heads, base_decay, shortest=4.0, longest=2048.0):
 
     Args:
         n_heads: H.
-        base_decay: Γ_0, 1 / time; no half-life is above half of what it allows. With 0 all are.
+        base_decay: Γ_0, 1 / time; no half-life is above half of what it allows; 0 allows any.
         shortest, longest: ends of the range, time.
 
     Returns:

@@ -24,7 +24,7 @@ __all__ = [
     "check_keys",
     "Phase2Config",
     "learning_rate",
-    "SquaredReLU",
+    "squared_relu",
     "SHORTEST",
     "look_back",
     "Phase2Block",
@@ -161,22 +161,9 @@ def learning_rate(raw, hebbian_eta):
 
 
 # %% notebooks/07_model.ipynb#activation
-class SquaredReLU(torch.autograd.Function):
-    """relu(x)² and its gradient 2 relu(x), in few passes over the widest tensor of a block."""
-
-    @staticmethod
-    def forward(ctx, x):
-        """x, any shape -> relu(x)²."""
-        active = x.relu()
-        ctx.save_for_backward(active)
-        return active * active
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        """Gradient of relu(x)² -> gradient of x."""
-        (active,) = ctx.saved_tensors
-        return (grad * active).mul_(2)
+def squared_relu(x):
+    """relu(x)², entry by entry."""
+    return F.relu(x).square()
 
 
 # %% notebooks/07_model.ipynb#look-back
@@ -245,7 +232,7 @@ class Phase2Block(torch.nn.Module):
             q, keys, v, gamma, potential, eta, state, position, self.basis, self.config, mask
         )
         x = x + self.out(F.layer_norm(y, y.shape[-1:]).flatten(2))
-        x = x + self.down(SquaredReLU.apply(self.up(self.mlp_norm(x))))
+        x = x + self.down(squared_relu(self.up(self.mlp_norm(x))))
         return x, state, gamma, potential
 
 

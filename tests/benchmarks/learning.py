@@ -51,7 +51,7 @@ VARIANTS = {  # fields of the configuration, and what is replaced by what
     "consolidated every 128": ({"consolidate_every": 128}, None),
     "without rotation": ({}, (phase2.model, "remember", without_rotation)),
     "V with its own unit": ({}, (DecayPotential, "forward", own_potential)),
-    "GELU": ({}, (phase2.model, "SquaredReLU", mock.Mock(apply=F.gelu))),
+    "GELU": ({}, (phase2.model, "squared_relu", F.gelu)),
 }
 
 
