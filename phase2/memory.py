@@ -54,9 +54,15 @@ def rotate(x, angle):
 
 # %% notebooks/02_memory.ipynb#complex
 def as_complex(x):
-    """Pairs of entries as complex numbers: (…, D) -> (…, D / 2)."""
-    pairs = x.unflatten(-1, (-1, 2)).contiguous()
-    return torch.view_as_complex(pairs)
+    """Pairs of entries as complex numbers: (…, D) -> (…, D / 2), a view where x allows it.
+
+    Half precision becomes complex64.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    pairs = x.unflatten(-1, (-1, 2))
+    steps = () if torch.compiler.is_compiling() else (x.storage_offset(), *x.stride()[:-1])
+    aligned = steps and x.stride(-1) == 1 and not any(step % 2 for step in steps)
+    return torch.view_as_complex(pairs if aligned else pairs.contiguous())
 
 
 def as_real(x):
@@ -76,9 +82,9 @@ def evolve(fast_weights, decay, angle):
     Returns:
         (B, H, D, D).
     """
-    dtype = torch.promote_types(fast_weights.dtype, torch.float32)  # complex halves do not exist
+    dtype = torch.promote_types(fast_weights.dtype, torch.float32)
     factor = torch.exp(torch.complex(-decay.to(dtype), angle.to(dtype)))  # e^{−Γ dt + iV dt}
-    turned = as_real(as_complex(fast_weights.mT.to(dtype)) * factor[..., None, None]).mT
+    turned = as_real(as_complex(fast_weights.mT) * factor[..., None, None]).mT
     return turned.to(fast_weights.dtype)
 
 
@@ -202,10 +208,10 @@ def split_times(x, factor, size):
     return times(split(x, size), split(factor, size)[..., None])
 
 
-def join_times(x, factor):
+def join_times(x, factor, size):
     """:func:`join` of x_t factor_t: (B, n, H, C, D) and (B, n C, H) -> (B, n C, H, D)."""
-    x = x.transpose(2, 3)
-    return times(x, factor.unflatten(1, x.shape[1:3])[..., None]).flatten(1, 2)
+    factor = factor.unflatten(1, (-1, size))[..., None]
+    return times(x.transpose(2, 3), factor).flatten(1, 2)
 
 
 # %% notebooks/02_memory.ipynb#decays
@@ -222,10 +228,10 @@ def chunk_decays(decay, size):
         `until` e^{−(g_C − g_t)}, from a token to the end of the chunk, (B, n, H, C, 1);
         `across` e^{−g_C}, the whole chunk, (B, n, H, 1, 1).
     """
-    g = split(decay, size).cumsum(-1)
-    later = torch.ones(size, size, dtype=torch.bool, device=g.device).triu(1)
-    within = (g[..., None, :] - g[..., :, None]).masked_fill_(later, -torch.inf).exp_()
-    since, until = torch.exp(-g), torch.exp(g - g[..., -1:])
+    g = split(decay / math.log(2), size).cumsum(-1)  # in half-lives: e^{−g} = 2^{−g / ln 2}
+    later = g.new_full((size, size), -torch.inf).triu(1)  # 2^{−∞} = 0
+    within = (g[..., None, :] - g[..., :, None]).add_(later).exp2_()
+    since, until = torch.exp2(-g), torch.exp2(g - g[..., -1:])
     return within, since[..., None], until[..., None], since[..., -1, None, None]
 
 
@@ -235,13 +241,14 @@ def carry(first, added, across, backwards=False):
 
     Args:
         first: x_0, (B, H, D, D).
-        added, across: (B, n, H, D, D) and (B, n, H, 1, 1).
+        added, across: (B, n, H, D, D) and (B, n, H, 1, 1); summed in the dtype of `first`.
         backwards: from the last chunk to the first.
 
     Returns:
         x that every chunk is given, (B, n, H, D, D), and what the last one leaves, (B, H, D, D).
     """
-    given, order = torch.empty_like(added), range(added.shape[1])
+    added, order = added.to(first.dtype), range(added.shape[1])
+    given = torch.empty_like(added)
     order = order[::-1] if backwards else order
     given[:, order[0]] = first
     for now, then in itertools.pairwise(order):
@@ -261,7 +268,7 @@ def chunked_forward(q, k, v, decay, spin, eta, fast_weights, size):
     """Equation (eq-chunk) for every chunk at once, in the rotating frame.
 
     Args:
-        q, k, v: (B, N, H, D), N a multiple of `size`.
+        q, k, v: (B, N, H, D), N a multiple of `size`; their dtype is that of the products.
         decay: Γ dt, (B, N, H).
         spin: e^{−iΦ}, complex (B, N, H).
         eta: η, (B, N, H).
@@ -271,14 +278,16 @@ def chunked_forward(q, k, v, decay, spin, eta, fast_weights, size):
     Returns:
         Y (B, N, H, D), the last W̃ (B, H, D, D), and what the backward pass needs.
     """
-    # R(−Φ) q and R(−Φ) k: each pair of entries times e^{−iΦ}
-    q, k = (as_real(split_times(as_complex(x), spin, size)) for x in (q, k))  # (B, n, H, C, D)
+    # R(−Φ) q and R(−Φ) k, (B, n, H, C, D): each pair of entries times e^{−iΦ}
+    q, k = (as_real(split_times(as_complex(x), spin, size)).to(v.dtype) for x in (q, k))
     v = split_times(v, eta, size)  # V_η
     within, since, until, across = chunk_decays(decay, size)
+    within = within.to(q.dtype)
     scores = (q @ k.mT).mul_(within)  # Q̃ K̃ᵀ ⊙ M, (B, n, H, C, C)
-    written = (k * until).mT @ v  # what the chunk adds to the memory, (B, n, H, D, D)
+    written = times(k, until).mT @ v  # what the chunk adds to the memory, (B, n, H, D, D)
     starts, last = carry(fast_weights, written, across)
-    y = products(scores, v, q * since, starts)  # (B, n, H, C, D)
+    starts = starts.to(q.dtype)
+    y = products(scores, v, times(q, since), starts)  # (B, n, H, C, D)
     return join(y), last, (q, k, v, scores, starts, last, within, since, until, across)
 
 
@@ -293,7 +302,7 @@ def rate_gradients(q, k, dq, dk, last, dlast):
     Returns:
         d(Γ dt) and dΦ, (B, N, H).
     """
-    cq, ck = join((dq.conj() * q).sum(-1)), join((dk.conj() * k).sum(-1))  # (B, N, H)
+    cq, ck = (join(torch.linalg.vecdot(a, b)) for a, b in ((dq, q), (dk, k)))  # (B, N, H)
     dg = (ck - cq).real.clone()
     dg[:, -1] -= (dlast * last).sum((-2, -1))  # the last memory has decayed by g_N as well
     # g is a sum over the past, so the gradient of Γ dt is a sum over the future
@@ -316,26 +325,27 @@ def chunked_backward(saved, v, eta, spin, dy, dlast, size):
     q, k, v_eta, scores, starts, last, within, since, until, across = saved
     dy = split(dy, size).contiguous()  # (B, n, H, C, D)
     ds = (dy @ v_eta.mT).mul_(within)
-    dy_since = dy * since
+    dy_since = times(dy, since)
     # the gradient of the memory, carried from the last chunk to the first
     ends, dfirst = carry(dlast, q.mT @ dy_since, across, backwards=True)
+    ends = ends.to(q.dtype)
     dq = products(ds, k, dy_since, starts.mT)
-    dk = products(ds.mT, q, v_eta * until, ends.mT)
-    dv = products(scores.mT, dy, k * until, ends)
+    dk = products(ds.mT, q, times(v_eta, until), ends.mT)
+    dv = products(scores.mT, dy, times(k, until), ends)
     q, k, dq, dk = (as_complex(x) for x in (q, k, dq, dk))
     ddecay, dangle = rate_gradients(q, k, dq, dk, last, dlast)
     # back from the rotating frame: the inverse turn
-    dq, dk = (as_real(join_times(x, spin.conj())) for x in (dq, dk))
-    deta = join((dv * split(v, size)).sum(-1))
-    return dq, dk, join_times(dv, eta), ddecay, dangle, deta, dfirst
+    dq, dk = (as_real(join_times(x, spin.conj(), size)).to(v.dtype) for x in (dq, dk))
+    deta = join((dv * split(v, size)).sum(-1, dtype=eta.dtype))
+    return dq, dk, join_times(dv, eta, size), ddecay, dangle, deta, dfirst
 
 
 # %% notebooks/02_memory.ipynb#function
 class ChunkedMemory(torch.autograd.Function):
     """:func:`chunked_forward` and :func:`chunked_backward` as one differentiable operation.
 
-    It computes in the dtype it is given: under autocast its products would lose the digits that
-    make it equal the recurrence.
+    Its products are in the dtype of q, k and v, and autocast does not change that; the memory it
+    hands on, the decays and the angles are in that of the rates.
     """
 
     @staticmethod
@@ -383,20 +393,21 @@ def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None
     """
     check_memory(q, k, v, gamma, potential, eta, state)
     batch, length, heads, dim = q.shape
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    wide = torch.promote_types(q.dtype, torch.float32)
     if state is None:
-        state = q.new_zeros(batch, heads, dim, dim, dtype=dtype)
+        state = q.new_zeros(batch, heads, dim, dim, dtype=wide)
     if not length:
         return torch.empty_like(q), state
     if mask is not None:
         gamma, potential, eta = (x * mask[..., None] for x in (gamma, potential, eta))
     size = min(chunk_size, length)
-    inputs = (pad(x.to(dtype), -length % size) for x in (q, k, v, gamma * dt, potential, eta))
-    q_, k_, v_, decay, potential, eta = inputs
+    extra = -length % size
+    narrow = (pad(x.to(q.dtype), extra) for x in (q, k, v))
+    decay, potential, eta = (pad(x.to(wide), extra) for x in (gamma * dt, potential, eta))
     angle = cumulative_angle(potential, dt)
-    y, last = ChunkedMemory.apply(q_, k_, v_, decay, angle, eta, state.to(dtype), size)
+    y, last = ChunkedMemory.apply(*narrow, decay, angle, eta, state.to(wide), size)
     # W_N = R(Φ_N) W̃_N
-    return y[:, :length].to(q.dtype), rotate(last.mT, angle[:, -1, :, None]).mT
+    return y[:, :length], rotate(last.mT, angle[:, -1, :, None]).mT
 
 
 # %% notebooks/02_memory.ipynb#capacity

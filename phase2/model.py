@@ -24,8 +24,10 @@ __all__ = [
     "check_keys",
     "Phase2Config",
     "learning_rate",
-    "squared_relu",
+    "FeedForward",
+    "feed_forward",
     "SHORTEST",
+    "UnitLength",
     "look_back",
     "Phase2Block",
     "Layout",
@@ -161,15 +163,66 @@ def learning_rate(raw, hebbian_eta):
 
 
 # %% notebooks/07_model.ipynb#activation
-def squared_relu(x):
-    """relu(x)², entry by entry."""
-    return F.relu(x).square()
+class FeedForward(torch.autograd.Function):
+    """y = relu(x Uᵀ)² Dᵀ; for the backward pass it keeps r = relu(x Uᵀ) and not its square."""
+
+    @staticmethod
+    def forward(ctx, x, up, down):
+        """x (T, d), U (4d, d), D (d, 4d) -> y (T, d)."""
+        relu = (x @ up.T).relu_()
+        ctx.save_for_backward(x, up, down, relu)
+        return relu.square() @ down.T
+
+    @staticmethod
+    def backward(ctx, dy):
+        """dy -> dx, dU and dD."""
+        x, up, down, relu = ctx.saved_tensors
+        ddown = dy.T @ relu.square()
+        dhidden = (dy @ down).mul_(relu).mul_(2)
+        return dhidden @ up, dhidden.T @ x, ddown
 
 
-# %% notebooks/07_model.ipynb#look-back
+def feed_forward(x, up, down):
+    """The two-layer network of equation (eq-block): relu(x Uᵀ)² Dᵀ.
+
+    Args:
+        x: (…, d).
+        up, down: U (4d, d) and D (d, 4d).
+
+    Returns:
+        (…, d), in half precision under autocast.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x, up, down = (w.to(torch.get_autocast_dtype(device)) for w in (x, up, down))
+    with torch.autocast(device, enabled=False):
+        return FeedForward.apply(x.flatten(0, -2), up, down).unflatten(0, x.shape[:-1])
+
+
+# %% notebooks/07_model.ipynb#unit-length
 SHORTEST = 1e-12  # a key of length 0 stays one
 
 
+class UnitLength(torch.autograd.Function):
+    """u = x / ‖x‖ over the last index; for the backward pass it keeps u and ‖x‖, not x."""
+
+    @staticmethod
+    def forward(ctx, x):
+        """x (…, D) -> u (…, D)."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(SHORTEST)
+        unit = x / length
+        ctx.save_for_backward(unit, length)
+        return unit
+
+    @staticmethod
+    def backward(ctx, du):
+        """du -> dx: the part of du along u changes no direction."""
+        unit, length = ctx.saved_tensors
+        along = (unit * du).sum(-1, keepdim=True)
+        return torch.addcmul(du, unit, along, value=-1).div_(length)
+
+
+# %% notebooks/07_model.ipynb#look-back
 def look_back(k, mix, state, mask=None):
     """Unit keys that look back one token: k_t ← (1 − μ) k_t + μ k_{t−1}, scaled to length 1.
 
@@ -192,8 +245,7 @@ def look_back(k, mix, state, mask=None):
         first = mask & ~F.pad(mask, (1, 0), value=True)[:, :-1]
         before = torch.where(first[..., None, None], keys[:, :1], before)
     mixed = torch.lerp(k, before, mix.to(k.dtype))
-    unit = mixed / torch.linalg.vector_norm(mixed, dim=-1, keepdim=True).clamp_min(SHORTEST)
-    return unit, state._replace(last_key=last.to(wide))
+    return UnitLength.apply(mixed), state._replace(last_key=last.to(wide))
 
 
 # %% notebooks/07_model.ipynb#block
@@ -215,8 +267,8 @@ class Phase2Block(torch.nn.Module):
         self.key_mix = torch.nn.Parameter(torch.full((heads, d // heads), 0.5))
         self.out = torch.nn.Linear(d, d, bias=False)
         self.mlp_norm = torch.nn.LayerNorm(d)
-        self.up = torch.nn.Linear(d, 4 * d, bias=False)
-        self.down = torch.nn.Linear(4 * d, d, bias=False)
+        self.up = torch.nn.Parameter(torch.empty(4 * d, d))
+        self.down = torch.nn.Parameter(torch.empty(d, 4 * d))
         basis = resonance_basis(config.resonance_basis, d // heads)
         self.register_buffer("basis", basis, persistent=False)
 
@@ -232,7 +284,7 @@ class Phase2Block(torch.nn.Module):
             q, keys, v, gamma, potential, eta, state, position, self.basis, self.config, mask
         )
         x = x + self.out(F.layer_norm(y, y.shape[-1:]).flatten(2))
-        x = x + self.down(squared_relu(self.up(self.mlp_norm(x))))
+        x = x + feed_forward(self.mlp_norm(x), self.up, self.down)
         return x, state, gamma, potential
 
 
@@ -525,8 +577,9 @@ def initialize(model):
     depth = 2 * len(model.blocks)
     with torch.no_grad():
         for block in model.blocks:
-            for branch in (block.out, block.down):
-                branch.weight.normal_(std=(depth * branch.in_features) ** -0.5)
+            block.up.normal_(std=(3 * block.up.shape[1]) ** -0.5)
+            for branch in (block.out.weight, block.down):
+                branch.normal_(std=(depth * branch.shape[1]) ** -0.5)
             block.eta.weight.normal_(std=0.1 * block.eta.in_features**-0.5)
             block.eta.bias.zero_()
         model.head.weight.normal_(std=0.5 * model.head.in_features**-0.5)

@@ -105,7 +105,10 @@ def noise_scale(fast_weights):
 # %% notebooks/03_snr.ipynb#fade
 def resolvent(gram, shift):
     """(W Wᵀ + shift I)⁻¹, the inverse in equation (eq-gate): (…, D, D) and (…) -> (…, D, D)."""
-    return torch.cholesky_inverse(torch.linalg.cholesky_ex(shifted(gram, shift))[0])
+    factor = torch.linalg.cholesky_ex(shifted(gram, shift))[0]  # L Lᵀ
+    one = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    root = torch.linalg.solve_triangular(factor, one, upper=False)  # L⁻¹
+    return root.mT @ root
 
 
 # %% notebooks/03_snr.ipynb#select
