@@ -153,19 +153,21 @@ def memory_recurrent(q, k, v, gamma, potential, eta, dt=1.0, state=None):
         state: W before the first token, (B, H, D, D); None is an empty memory.
 
     Returns:
-        y (B, N, H, D) and W after the last token (B, H, D, D).
+        y (B, N, H, D) in the dtype of `q` and W after the last token (B, H, D, D), in float32 or
+        float64.
 
     Raises:
         ValueError: see :func:`check_memory`.
     """
     check_memory(q, k, v, gamma, potential, eta, state)
     batch, length, heads, dim = q.shape
+    wide = torch.promote_types(q.dtype, torch.float32)
     fast_weights = q.new_zeros(batch, heads, dim, dim) if state is None else state
-    outputs = []
+    fast_weights, outputs = fast_weights.to(wide), []
     for t in range(length):
-        token = (x[:, t] for x in (q, k, v, gamma, potential, eta))
+        token = (x[:, t].to(wide) for x in (q, k, v, gamma, potential, eta))
         y, fast_weights = memory_step(*token, dt, fast_weights)
-        outputs.append(y)
+        outputs.append(y.to(q.dtype))
     return torch.stack(outputs, dim=1) if outputs else torch.empty_like(q), fast_weights
 
 

@@ -204,7 +204,7 @@ SHORTEST = 1e-12  # a key of length 0 stays one
 
 
 class UnitLength(torch.autograd.Function):
-    """u = x / ‖x‖ over the last index; for the backward pass it keeps u and ‖x‖, not x."""
+    """Equation (eq-unit-length): u = x / ‖x‖ over the last index; it keeps u and ‖x‖, not x."""
 
     @staticmethod
     def forward(ctx, x):
@@ -216,7 +216,7 @@ class UnitLength(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, du):
-        """du -> dx: the part of du along u changes no direction."""
+        """du -> dx."""
         unit, length = ctx.saved_tensors
         along = (unit * du).sum(-1, keepdim=True)
         return torch.addcmul(du, unit, along, value=-1).div_(length)

@@ -45,7 +45,7 @@ __all__ = [
     "TrainSettings",
     "LOWEST",
     "schedule",
-    "RATES",
+    "MIXING",
     "parameter_groups",
     "Run",
     "piece_size",
@@ -378,7 +378,7 @@ def schedule(step, settings):
 
 
 # %% notebooks/08_training.ipynb#groups
-RATES = {"potential", "eta"}  # modules that set a rate: zero is no neutral value for them
+MIXING = {"qkv", "out", "up", "down", "head"}  # names of the matrices that mix features
 
 
 def parameter_groups(model, weight_decay):
@@ -387,15 +387,13 @@ def parameter_groups(model, weight_decay):
     Returns:
         list of two dicts with `params` and `weight_decay`, for an optimizer of torch.
     """
-    mixing = {
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and RATES.isdisjoint(name.split("."))
-    }
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed, free = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (free if MIXING.isdisjoint(name.split(".")) else decayed).append(parameter)
     return [
-        {"params": [p for name, p in named if name in mixing], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if name not in mixing], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": free, "weight_decay": 0.0},
     ]
 
 

@@ -44,6 +44,11 @@ def own_potential(self, x):
     return potential, decay_rate(raw, self.base_decay)
 
 
+def gelu_network(x, up, down):
+    """The two-layer network with GELU in the place of the squared ReLU."""
+    return F.linear(F.gelu(F.linear(x, up)), down)
+
+
 VARIANTS = {  # fields of the configuration, and what is replaced by what
     "full": ({}, None),
     "without memory": ({}, (phase2.model, "remember", without_memory)),
@@ -51,7 +56,7 @@ VARIANTS = {  # fields of the configuration, and what is replaced by what
     "consolidated every 128": ({"consolidate_every": 128}, None),
     "without rotation": ({}, (phase2.model, "remember", without_rotation)),
     "V with its own unit": ({}, (DecayPotential, "forward", own_potential)),
-    "GELU": ({}, (phase2.model, "squared_relu", F.gelu)),
+    "GELU": ({}, (phase2.model, "feed_forward", gelu_network)),
 }
 
 

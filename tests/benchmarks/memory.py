@@ -1,6 +1,7 @@
 """Chunked memory against the recurrence and attention: forward + backward, side by side.
 
-    python tests/benchmarks/memory.py [--length 2048]
+    python tests/benchmarks/memory.py [--batch 1 --length 2048 --heads 4]
+        [--dtype bfloat16] [--device cuda]
 
 The physical limit is the machine's matrix-product rate: a chunk of C tokens needs 4 C D + 4 D² FLOP
 a token and head forward, twice that backward.
@@ -14,15 +15,15 @@ from timing import best, machine, product_rate
 
 from phase2.memory import memory_chunked, memory_recurrent
 
-BATCH, HEADS, DIM, CHUNK = 1, 4, 64, 64
+DIM, CHUNK = 64, 64
 
 
-def inputs(length):
+def inputs(shape, dtype, device):
     """q, k, v, Γ, V, η that need gradients; V turns several times within a chunk."""
-    shape = (BATCH, length, HEADS, DIM)
     q, v, k = torch.randn(shape), torch.randn(shape), F.normalize(torch.randn(shape), dim=-1)
     gamma, eta = 0.01 + 0.1 * torch.rand(2, *shape[:3])
-    return [x.requires_grad_() for x in (q, k, v, gamma, torch.randn(shape[:3]), eta)]
+    tensors = [q.to(dtype), k.to(dtype), v.to(dtype), gamma, torch.randn(shape[:3]), eta]
+    return [x.to(device).requires_grad_() for x in tensors]
 
 
 def forward_backward(memory, tensors):
@@ -32,31 +33,42 @@ def forward_backward(memory, tensors):
     torch.autograd.grad(y.sum(), tensors)
 
 
-def main():
+def attention(q, k, v):
+    """Causal softmax attention, heads first."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def options():
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, default=2048)
-    length = parser.parse_args().length
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args()
+
+
+def main():
+    given, dtype = options(), getattr(torch, options().dtype)
+    shape = (given.batch, given.length, given.heads, DIM)
     torch.manual_seed(0)
-    tensors = inputs(length)
+    tensors = inputs(shape, dtype, given.device)
     heads_first = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in tensors[:3]]
-
-    def attention(q, k, v):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    chunked = best(lambda: forward_backward(memory_chunked, tensors), repeats=15)
-    softmax = best(lambda: forward_backward(attention, heads_first))
-    loop = best(lambda: forward_backward(memory_recurrent, tensors), repeats=2)
-    flops = 3 * BATCH * length * HEADS * (4 * CHUNK * DIM + 4 * DIM * DIM)
-    print(machine())
-    print(f"B {BATCH}, N {length}, H {HEADS}, D {DIM}, float32, V on, forward + backward")
-    rows = {"chunked": chunked, "attention": softmax, "recurrence": loop}
+    rows = {
+        "chunked": best(lambda: forward_backward(memory_chunked, tensors), repeats=15),
+        "attention": best(lambda: forward_backward(attention, heads_first)),
+        "recurrence": best(lambda: forward_backward(memory_recurrent, tensors), repeats=2),
+    }
+    print(machine(given.device, dtype))
+    print(f"B, N, H, D = {shape}, {dtype}, {given.device}, V on, forward + backward")
+    tokens = given.batch * given.length
     for name, seconds in rows.items():
-        rate = BATCH * length / seconds
-        print(
-            f"{name:>12}: {1e3 * seconds:9.1f} ms {rate:9.0f} tokens/s {seconds / chunked:7.1f} x"
-        )
-    share = flops / chunked / product_rate()
-    print(f"chunked runs its matrix products at {100 * share:.0f} % of the largest product's rate")
+        rate, ratio = tokens / seconds, seconds / rows["chunked"]
+        print(f"{name:>12}: {1e3 * seconds:9.2f} ms {rate:9.0f} tokens/s {ratio:7.1f} x")
+    flops = 3 * tokens * given.heads * (4 * CHUNK * DIM + 4 * DIM * DIM)
+    share = flops / rows["chunked"] / product_rate(dtype=dtype, device=given.device)
+    print(f"chunked runs its matrix products at {100 * share:.1f} % of the largest product's rate")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,21 @@ import time
 import torch
 
 
+def settle():
+    """Wait until an accelerator has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def best(function, repeats=7):
     """Seconds of the fastest of several calls, after one that warms up."""
     function()
     times = []
     for _ in range(repeats):
+        settle()
         start = time.perf_counter()
         function()
+        settle()
         times.append(time.perf_counter() - start)
     return min(times)
 
@@ -33,15 +41,16 @@ def in_turns(functions, repeats=7):
     return {name: min(found) for name, found in times.items()}
 
 
-def product_rate(n=1536, dtype=torch.float32):
+def product_rate(dtype=torch.float32, device="cpu"):
     """FLOP/s of one large matrix product: what this machine can do at best."""
-    a, b = torch.randn(2, n, n).to(dtype)
+    n = 1536 if device == "cpu" else 8192
+    a, b = torch.randn(2, n, n).to(device, dtype)
     return 2 * n**3 / best(lambda: a @ b)
 
 
-def machine():
+def machine(device="cpu", dtype=torch.float32):
     """One line about what was measured on."""
-    return (
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"largest matrix product {product_rate() / 1e9:.0f} GFLOP/s"
-    )
+    what = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    what = what if device == "cpu" else torch.cuda.get_device_name()
+    rate = product_rate(dtype, device) / 1e9
+    return f"{what}, torch {torch.__version__}, largest matrix product {rate:.0f} GFLOP/s"
