@@ -409,7 +409,7 @@ def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None
     angle = cumulative_angle(potential, dt)
     y, last = ChunkedMemory.apply(*narrow, decay, angle, eta, state.to(wide), size)
     # W_N = R(Φ_N) W̃_N
-    return y[:, :length], rotate(last.mT, angle[:, -1, :, None]).mT
+    return y[:, :length], evolve(last, torch.zeros_like(angle[:, -1]), angle[:, -1])
 
 
 # %% notebooks/02_memory.ipynb#capacity

@@ -9,7 +9,7 @@ __all__ = [
     "noise_edge",
     "RIDGE",
     "TINY",
-    "shifted",
+    "cholesky",
     "noise_energy",
     "check_matrices",
     "gram_matrix",
@@ -40,11 +40,11 @@ RIDGE = 1e-4  # of the mean mode energy: far below any noise, far above rounding
 TINY = 1e-30  # keeps an empty memory invertible
 
 
-def shifted(gram, shift):
-    """W Wᵀ + shift I: (…, D, D) and (…) -> (…, D, D)."""
-    result = gram.clone()
-    result.diagonal(dim1=-2, dim2=-1).add_(shift[..., None])
-    return result
+def cholesky(gram, shift):
+    """Lower triangular L with L Lᵀ = W Wᵀ + shift I: (…, D, D) and (…) -> (…, D, D)."""
+    shifted = gram.clone()
+    shifted.diagonal(dim1=-2, dim2=-1).add_(shift[..., None])
+    return torch.linalg.cholesky_ex(shifted)[0]  # no error, and no wait for the device
 
 
 def noise_energy(gram):
@@ -57,9 +57,9 @@ def noise_energy(gram):
         σ² D, (…); above zero also for an empty memory.
     """
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
-    # σ² D = exp(1 + ln det(W Wᵀ) / D)
-    log_det = torch.linalg.slogdet(shifted(gram, RIDGE * mean + TINY)).logabsdet
-    return torch.exp(1 + log_det / gram.shape[-1])
+    factor = cholesky(gram, RIDGE * mean + TINY)
+    # σ² D = exp(1 + ln det(W Wᵀ) / D), and the determinant is that of L squared
+    return torch.exp(1 + 2 * factor.diagonal(dim1=-2, dim2=-1).log().mean(-1))
 
 
 # %% notebooks/03_snr.ipynb#noise-scale
@@ -105,9 +105,8 @@ def noise_scale(fast_weights):
 # %% notebooks/03_snr.ipynb#fade
 def resolvent(gram, shift):
     """(W Wᵀ + shift I)⁻¹, the inverse in equation (eq-gate): (…, D, D) and (…) -> (…, D, D)."""
-    factor = torch.linalg.cholesky_ex(shifted(gram, shift))[0]  # L Lᵀ
     one = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    root = torch.linalg.solve_triangular(factor, one, upper=False)  # L⁻¹
+    root = torch.linalg.solve_triangular(cholesky(gram, shift), one, upper=False)  # L⁻¹
     return root.mT @ root
 
 

@@ -651,9 +651,10 @@ def read_torch(path):
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
+        # torch.load does not compare checksums
         damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
         with warnings.catch_warnings(action="ignore"):  # of pickle protocols
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = named[1] if named else "something"
@@ -662,7 +663,7 @@ def read_torch(path):
     except Exception as error:  # a damaged file can fail in any way
         why = f"cut short, damaged, or no checkpoint ({type(error).__name__})"
         raise CheckpointError(f"{path}: {why}") from error
-    if damaged:  # torch.load does not compare checksums
+    if damaged:
         raise CheckpointError(f"{path}: damaged, the checksum of {damaged} is wrong")
     return state
 
