@@ -21,8 +21,9 @@ from timing import best, in_turns, machine
 from transformers import LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2ForCausalLM
 
 from phase2 import create_phase2_model
+from phase2.training import parameter_groups
 
-BATCH, LENGTH, D, LAYERS, VOCABULARY = 4, 512, 256, 4, 256
+BATCH, LENGTH, D, LAYERS, VOCABULARY, CHUNK = 4, 512, 256, 4, 256, 64
 
 
 def size(model):
@@ -74,15 +75,17 @@ def step(model, text, dtype):
 
 
 def products(model, dtype):
-    """Seconds that the matrix products of a step's Linear layers alone take."""
+    """Seconds that the matrix products of a step take alone, of weights and of memories."""
+    mixing = parameter_groups(model, 0.1)[0]["params"]
     total = 0.0
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            x = torch.randn(BATCH * LENGTH, module.in_features, dtype=dtype)
-            y = torch.randn(BATCH * LENGTH, module.out_features, dtype=dtype)
-            w = module.weight.detach().to(dtype)
-            total += best(lambda x=x, w=w, y=y: (x @ w.T, y @ w, y.T @ x), repeats=5)
-    return total
+    for w in mixing:
+        w = w.detach().to(dtype)
+        x, y = (torch.randn(BATCH * LENGTH, n, dtype=dtype) for n in reversed(w.shape))
+        total += best(lambda x=x, w=w, y=y: (x @ w.T, y @ w, y.T @ x), repeats=5)
+    heads, dim = model.config.n_heads, D // model.config.n_heads
+    a, b = torch.randn(2, BATCH * LENGTH // CHUNK * heads, CHUNK, dim, dtype=dtype)
+    # four products of a chunk forward and eight backward, of the same size as C is D
+    return total + LAYERS * 12 * best(lambda: a @ b.mT, repeats=20)
 
 
 def models():
@@ -136,7 +139,7 @@ def main():
         )
     alone = products(built["phase2"], dtype)
     share = 100 * alone / seconds["phase2"]
-    print(f"phase2's Linear products alone: {1e3 * alone:.0f} ms, {share:.0f} % of a step")
+    print(f"phase2's matrix products alone: {1e3 * alone:.0f} ms, {share:.0f} % of a step")
 
 
 if __name__ == "__main__":
