@@ -15,6 +15,7 @@ __all__ = [
     "gram_matrix",
     "noise_scale",
     "resolvent",
+    "gate",
     "check_selection",
     "select",
     "snr_stats",
@@ -110,6 +111,25 @@ def resolvent(gram, shift):
     return root.mT @ root
 
 
+@torch.no_grad()
+def gate(weights, threshold):
+    """What equation (eq-gate) takes from a memory.
+
+    Args:
+        weights: W, (B, H, D, D).
+        threshold: θ.
+
+    Returns:
+        The noise's σ² D, (B, H), the inverse (W Wᵀ + τ² I)⁻¹, (B, H, D, D), and the selected share
+        of the modes tr G / D, (B, H), all in float64.
+    """
+    gram = gram_matrix(weights)
+    noise = noise_energy(gram)
+    tau2 = threshold**2 * noise  # τ² = θ² σ² D
+    inverse = resolvent(gram, tau2)
+    return noise, inverse, 1 - tau2 * inverse.diagonal(dim1=-2, dim2=-1).mean(-1)
+
+
 # %% notebooks/03_snr.ipynb#select
 def check_selection(threshold, gamma_boost):
     """Refuse a threshold that is not positive or a boost that is negative, with a ValueError."""
@@ -139,13 +159,8 @@ def select(written, threshold=2.0, gamma_boost=1.0):
     check_matrices("written", written)
     check_selection(threshold, gamma_boost)
     weights = written.to(torch.promote_types(written.dtype, torch.float32))
-    with torch.no_grad():
-        gram = gram_matrix(weights)
-        tau2 = threshold**2 * noise_energy(gram)  # τ² = θ² σ² D, (B, H)
-        inverse = resolvent(gram, tau2)
-        share = 1 - tau2 * inverse.diagonal(dim1=-2, dim2=-1).mean(-1)  # tr G / D
-        inverse, tau2, share = (x.to(weights.dtype) for x in (inverse, tau2, share))
-    amount = -math.expm1(-gamma_boost) * tau2[..., None, None]  # λ τ²
+    noise, inverse, share = (x.to(weights.dtype) for x in gate(weights, threshold))
+    amount = -math.expm1(-gamma_boost) * threshold**2 * noise[..., None, None]  # λ τ²
     with torch.autocast(written.device.type, enabled=False):
         kept = weights - (amount * inverse) @ weights
     return kept.to(written.dtype), share
@@ -168,9 +183,11 @@ def snr_stats(fast_weights, threshold=2.0):
     Raises:
         TypeError, ValueError: see :func:`check_matrices` and :func:`check_selection`.
     """
-    sigma = noise_scale(fast_weights)
-    _, share = select(fast_weights, threshold, 0.0)
-    snr = fast_weights.abs().to(sigma.dtype) / sigma[..., None, None]
+    check_matrices("fast_weights", fast_weights)
+    check_selection(threshold, 0.0)
+    noise, _, share = gate(fast_weights, threshold)
+    sigma = (noise / fast_weights.shape[-1]).sqrt()
+    snr = fast_weights.abs() / sigma[..., None, None].to(fast_weights.dtype)
     return {
         "mean_snr": snr.mean().item(),
         "std_snr": snr.std(correction=0).item(),

@@ -63,7 +63,7 @@ def parts(model, ids):
         "all of it": lambda: diagnose_layers(model, state, gammas),
         "SNR": lambda: [snr_stats(w, model.config.snr_threshold) for w in memories],
         "resonance": lambda: [resonance_info(w, b.basis) for w, b in zip(memories, model.blocks)],
-        "stability": lambda: [stability_of(s, elapsed, model.config) for s in state.layers],
+        "stability": lambda: [stability_of(s, elapsed) for s in state.layers],
         "warnings": lambda: watch(model, gammas, gammas, state),
     }
 
