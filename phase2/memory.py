@@ -162,8 +162,8 @@ def memory_recurrent(q, k, v, gamma, potential, eta, dt=1.0, state=None):
     check_memory(q, k, v, gamma, potential, eta, state)
     batch, length, heads, dim = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
-    fast_weights = q.new_zeros(batch, heads, dim, dim) if state is None else state
-    fast_weights, outputs = fast_weights.to(wide), []
+    fast_weights = q.new_zeros(batch, heads, dim, dim, dtype=wide) if state is None else state
+    outputs = []
     for t in range(length):
         token = (x[:, t].to(wide) for x in (q, k, v, gamma, potential, eta))
         y, fast_weights = memory_step(*token, dt, fast_weights)
@@ -305,7 +305,7 @@ def rate_gradients(q, k, dq, dk, last, dlast):
         d(Γ dt) and dΦ, (B, N, H).
     """
     cq, ck = (join(torch.linalg.vecdot(a, b)) for a, b in ((dq, q), (dk, k)))  # (B, N, H)
-    dg = (ck - cq).real.clone()
+    dg = (ck - cq).real
     dg[:, -1] -= (dlast * last).sum((-2, -1))  # the last memory has decayed by g_N as well
     # g is a sum over the past, so the gradient of Γ dt is a sum over the future
     return dg.flip(1).cumsum(1).flip(1), (cq + ck).imag

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phase2.memory import memory_chunked, memory_recurrent
+from phase2.memory import as_complex, evolve, memory_chunked, memory_recurrent
 
 
 def inputs(batch, length, heads, dim, dtype, seed, fastest=1.0):
@@ -92,6 +92,15 @@ def test_half_precision(dtype):
         assert_equal([x.float() for x in found], wanted, 5 * torch.finfo(dtype).eps)
 
 
+def test_a_long_memory_of_half_precision_writes_is_summed_in_float32():
+    tensors = inputs(1, 4096, 1, 32, torch.float32, seed=0, fastest=1e-4)
+    half = [x.bfloat16() for x in tensors[:3]] + tensors[3:6]
+    _, W = memory_chunked(*half)
+    _, wanted = memory_chunked(*(x.float() for x in half))
+    assert (W - wanted).norm() < 0.005 * wanted.norm()  # of each write, and not of their sum
+    assert evolve(W.bfloat16(), *torch.ones(2, 1, 1)).dtype == torch.bfloat16
+
+
 def test_autocast_costs_no_digits():
     tensors = inputs(1, 100, 2, 16, torch.float32, seed=0, fastest=0.1)
     wanted = outcome(memory_chunked, tensors, 1.0)
@@ -141,3 +150,19 @@ def test_bad_input(memory, change, message):
     change(arguments)
     with pytest.raises(ValueError, match=message):
         memory(**arguments)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.mT,
+    "every other": lambda x: x[..., ::2],
+    "odd offset": lambda x: x[..., 1:7],
+    "odd stride": lambda x: x.flatten()[:21].view(3, 7)[:, :4],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_pairs_are_complex_numbers_in_any_layout(layout):
+    x = layout(torch.randn(8, 8))
+    pairs = as_complex(x)
+    assert torch.equal(pairs.real, x[..., 0::2]) and torch.equal(pairs.imag, x[..., 1::2])
