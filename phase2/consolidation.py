@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from phase2.memory import evolve, memory_chunked, memory_step
+from phase2.memory import check_memory, evolve, memory_chunked, memory_step
 from phase2.resonance import resonate
 from phase2.snr import select
 from phase2.stability import coherence, controller, energy, restart, running_bound
@@ -140,7 +140,7 @@ def stretch(q, k, v, gamma, potential, eta, state, config, mask):
 
 # %% notebooks/06_consolidation.ipynb#token
 def token(q, k, v, gamma, potential, eta, state, config):
-    """What :func:`stretch` does, for a single token and without a mask or checks: T = 1."""
+    """What :func:`stretch` does, for a single token and without a mask: T = 1."""
     dt, dtype, wide = config.dt, q.dtype, torch.promote_types(q.dtype, torch.float32)
     q, k, v, gamma, potential, eta = (x[:, 0].to(wide) for x in (q, k, v, gamma, potential, eta))
     gamma, eta = gamma + state.gamma_shift, eta * state.eta_scale  # (B, H)
@@ -174,6 +174,7 @@ def remember(q, k, v, gamma, potential, eta, state, position, basis, config, mas
     Raises:
         ValueError: see :func:`phase2.memory.check_memory`.
     """
+    check_memory(q, k, v, gamma, potential, eta, state.fast_weights)
     if not q.shape[1]:
         return torch.empty_like(q), gamma, state
     lengths = stretch_lengths(position, q.shape[1], config.consolidate_every)

@@ -162,8 +162,8 @@ def memory_recurrent(q, k, v, gamma, potential, eta, dt=1.0, state=None):
     check_memory(q, k, v, gamma, potential, eta, state)
     batch, length, heads, dim = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
-    fast_weights = q.new_zeros(batch, heads, dim, dim, dtype=wide) if state is None else state
-    outputs = []
+    fast_weights = q.new_zeros(batch, heads, dim, dim) if state is None else state
+    fast_weights, outputs = fast_weights.to(wide), []
     for t in range(length):
         token = (x[:, t].to(wide) for x in (q, k, v, gamma, potential, eta))
         y, fast_weights = memory_step(*token, dt, fast_weights)
@@ -201,7 +201,7 @@ def cumulative_angle(potential, dt):
 def times(x, factor):
     """x factor, written once, in the layout that matrix products want: contiguous."""
     if torch.compiler.is_compiling():
-        return (x * factor).contiguous()  # a compiler does not keep the layout of `out`
+        return (x * factor).to(x.dtype).contiguous()  # a compiler does not keep the layout of `out`
     return torch.mul(x, factor, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
 
 
@@ -378,7 +378,8 @@ def pad(x, extra):
 def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None, chunk_size=64):
     """The memory over a sequence, chunk by chunk: equation (eq-chunk).
 
-    Equal to :func:`memory_recurrent`, outputs and gradients, to rounding.
+    Equal to :func:`memory_recurrent`, outputs and gradients, to rounding; that of half precision
+    adds up over the tokens in the gradients of Γ and V (1 % after 300, 10 % after 4000).
 
     Args:
         q, k, v, gamma, potential, eta, dt, state: as for :func:`memory_recurrent`.
@@ -397,7 +398,8 @@ def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None
     batch, length, heads, dim = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     if state is None:
-        state = q.new_zeros(batch, heads, dim, dim, dtype=wide)
+        state = q.new_zeros(batch, heads, dim, dim)
+    state = state.to(wide)
     if not length:
         return torch.empty_like(q), state
     if mask is not None:
@@ -407,7 +409,7 @@ def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None
     narrow = (pad(x.to(q.dtype), extra) for x in (q, k, v))
     decay, potential, eta = (pad(x.to(wide), extra) for x in (gamma * dt, potential, eta))
     angle = cumulative_angle(potential, dt)
-    y, last = ChunkedMemory.apply(*narrow, decay, angle, eta, state.to(wide), size)
+    y, last = ChunkedMemory.apply(*narrow, decay, angle, eta, state, size)
     # W_N = R(Φ_N) W̃_N
     return y[:, :length], evolve(last, torch.zeros_like(angle[:, -1]), angle[:, -1])
 

@@ -177,6 +177,8 @@ class FeedForward(torch.autograd.Function):
     def backward(ctx, dy):
         """dy -> dx, dU and dD."""
         x, up, down, relu = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative
+            relu = (x @ up.T).relu()
         ddown = dy.T @ relu.square()
         dhidden = (dy @ down).mul_(relu).mul_(2)
         return dhidden @ up, dhidden.T @ x, ddown
@@ -192,34 +194,40 @@ def feed_forward(x, up, down):
     Returns:
         (…, d), in half precision under autocast.
     """
+    if not torch.is_grad_enabled():
+        return F.linear(F.relu(F.linear(x, up)).square(), down)
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:  # as autocast does
         x, up, down = (w.to(torch.get_autocast_dtype(device)) for w in (x, up, down))
     with torch.autocast(device, enabled=False):
-        return FeedForward.apply(x.flatten(0, -2), up, down).unflatten(0, x.shape[:-1])
+        y = FeedForward.apply(x.reshape(-1, x.shape[-1]), up, down)
+    return y.view(*x.shape[:-1], -1)
 
 
 # %% notebooks/07_model.ipynb#unit-length
-SHORTEST = 1e-12  # a key of length 0 stays one
+SHORTEST = 1e-12  # a key of length 0 stays at length 0
 
 
 class UnitLength(torch.autograd.Function):
-    """Equation (eq-unit-length): u = x / ‖x‖ over the last index; it keeps u and ‖x‖, not x."""
+    """Equation (eq-unit-length): u = x / ‖x‖ over the last index; it keeps x and ‖x‖."""
 
     @staticmethod
     def forward(ctx, x):
         """x (…, D) -> u (…, D)."""
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(SHORTEST)
-        unit = x / length
-        ctx.save_for_backward(unit, length)
-        return unit
+        shortest = max(SHORTEST, torch.finfo(x.dtype).tiny)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(shortest)
+        ctx.save_for_backward(x, length)
+        return x / length
 
     @staticmethod
     def backward(ctx, du):
         """du -> dx."""
-        unit, length = ctx.saved_tensors
+        x, length = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative
+            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        unit = x / length
         along = (unit * du).sum(-1, keepdim=True)
-        return torch.addcmul(du, unit, along, value=-1).div_(length)
+        return torch.addcmul(du, unit, along, value=-1) / length
 
 
 # %% notebooks/07_model.ipynb#look-back
@@ -230,7 +238,7 @@ def look_back(k, mix, state, mask=None):
         k: (B, N, H, D).
         mix: μ, (H, D).
         state: MemoryState with the key before the first token.
-        mask: (B, N) bool, False where a row has no token; tokens come first in a row.
+        mask: (B, N) bool, False where a row has no token; the tokens of a row are contiguous.
 
     Returns:
         Keys (B, N, H, D) with ‖k‖ = 1, and the state with each row's last raw key.
@@ -276,7 +284,7 @@ class Phase2Block(torch.nn.Module):
         """x (B, N, d_model), MemoryState, tokens read before -> x, state, Γ and V (B, N, H)."""
         h = self.memory_norm(x)
         q, k, v = self.qkv(h).unflatten(-1, (3, self.config.n_heads, -1)).unbind(2)  # (B, N, H, D)
-        wide = torch.promote_types(x.dtype, torch.float32)  # rates need more digits than a half has
+        wide = torch.promote_types(x.dtype, torch.float32)  # rates need more digits
         potential, gamma = (rate.to(wide) for rate in self.potential(h))  # (B, N, H)
         eta = learning_rate(self.eta(h).to(wide), self.config.hebbian_eta)
         keys, state = look_back(k, self.key_mix, state, mask)
@@ -454,7 +462,7 @@ def run(model, input_ids, state, attention_mask):
     start = enter(state.layers, layout, empty.layers)
     mask = move(torch.ones_like(input_ids, dtype=torch.bool), layout)
     ids = move(input_ids, layout)
-    # column 0 begins a stretch; at position 0 that would be before the first token of all
+    # columns count from the start of a stretch; at position 0 no row has a look due at column 0
     position = every if state.position.any() else 0
     logits, layers, *rates = run_blocks(model, ids, start, position, mask)
     logits = move_back(logits, layout, input_ids)

@@ -187,7 +187,8 @@ def snr_stats(fast_weights, threshold=2.0):
     check_selection(threshold, 0.0)
     noise, _, share = gate(fast_weights, threshold)
     sigma = (noise / fast_weights.shape[-1]).sqrt()
-    snr = fast_weights.abs() / sigma[..., None, None].to(fast_weights.dtype)
+    wide = torch.promote_types(fast_weights.dtype, torch.float32)
+    snr = fast_weights.abs().to(wide) / sigma[..., None, None].to(wide)
     return {
         "mean_snr": snr.mean().item(),
         "std_snr": snr.std(correction=0).item(),

@@ -50,7 +50,8 @@ def options():
 
 
 def main():
-    given, dtype = options(), getattr(torch, options().dtype)
+    given = options()
+    dtype = getattr(torch, given.dtype)
     shape = (given.batch, given.length, given.heads, DIM)
     torch.manual_seed(0)
     tensors = inputs(shape, dtype, given.device)

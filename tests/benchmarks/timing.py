@@ -35,8 +35,10 @@ def in_turns(functions, repeats=7):
         function()
     for _ in range(repeats):
         for name, function in functions.items():
+            settle()
             start = time.perf_counter()
             function()
+            settle()
             times[name].append(time.perf_counter() - start)
     return {name: min(found) for name, found in times.items()}
 
