@@ -201,7 +201,7 @@ def feed_forward(x, up, down):
         x, up, down = (w.to(torch.get_autocast_dtype(device)) for w in (x, up, down))
     with torch.autocast(device, enabled=False):
         y = FeedForward.apply(x.reshape(-1, x.shape[-1]), up, down)
-    return y.view(*x.shape[:-1], -1)
+    return y.view(*x.shape[:-1], len(down))
 
 
 # %% notebooks/07_model.ipynb#unit-length

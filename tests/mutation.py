@@ -52,7 +52,8 @@ EXPLAINED = {
     **{
         f"memory.times: {change}": "runs when compiled; test_compiles fails, but it is slow"
         for change in (
-            "return (x * factor).contiguous() -> return 2 * (x * factor).contiguous()",
+            "return (x * factor).to(x.dtype).contiguous() -> "
+            "return 2 * (x * factor).to(x.dtype).contiguous()",
             "x * factor -> factor",
             "x * factor -> x / factor",
         )
