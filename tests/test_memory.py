@@ -118,6 +118,14 @@ def test_mask_hides_tokens():
     torch.testing.assert_close(W[:1], state)
 
 
+@pytest.mark.parametrize("memory", [memory_chunked, memory_recurrent])
+@pytest.mark.parametrize("length", [0, 3])
+def test_the_memory_is_never_left_in_half_precision(memory, length):
+    tensors = inputs(1, 3, 2, 8, torch.bfloat16, seed=0)
+    y, W = memory(*(x[:, :length] for x in tensors[:6]), state=tensors[6])
+    assert y.dtype == torch.bfloat16 and W.dtype == torch.float32
+
+
 def test_no_tokens():
     tensors = inputs(2, 3, 2, 8, torch.float32, seed=0)
     for memory in (memory_recurrent, memory_chunked):
