@@ -16,6 +16,7 @@ __all__ = [
     "empty_memory",
     "consolidate",
     "stretch_lengths",
+    "cut",
     "choose",
     "stretch",
     "token",
@@ -109,6 +110,17 @@ def stretch_lengths(position, length, every):
     return [first] + [every] * whole + [rest] * (rest > 0)
 
 
+def cut(tensors, mask, position, every):
+    """The stretches of tensors (B, N, …) and of a mask (B, N) or None, one tuple a stretch."""
+    lengths = stretch_lengths(position, tensors[0].shape[1], every)
+    if len(lengths) == 1:
+        return [(*tensors, mask)]
+    # split, not slices: the gradient of a slice is as long as the whole sequence
+    parts = [x.split(lengths, dim=1) for x in tensors]
+    masks = [None] * len(lengths) if mask is None else mask.split(lengths, dim=1)
+    return zip(*parts, masks, strict=True)
+
+
 def choose(mask, new, old):
     """Row by row: the new state where mask (B,) is True, the old one elsewhere."""
     pairs = zip(new, old, strict=True)
@@ -121,12 +133,11 @@ def stretch(q, k, v, gamma, potential, eta, state, config, mask):
 
     Shapes as in :func:`remember`; returns y, Γ as it was in force, and the new state.
     """
-    if q.shape[1] == 1 and mask is None:
-        return token(q, k, v, gamma, potential, eta, state, config)
     gamma = gamma + state.gamma_shift[:, None]  # (B, T, H)
     eta = eta * state.eta_scale[:, None]
     rates, dt = (gamma, potential, eta), config.dt
     y, weights = memory_chunked(q, k, v, *rates, dt, state.fast_weights, mask)
+    # where there is no token, nothing fades, turns or is written
     faded, turned, eta = rates if mask is None else (x * mask[..., None] for x in rates)
     with torch.no_grad():
         # s = η ‖k‖ ‖v‖ with ‖k‖ = 1
@@ -139,12 +150,20 @@ def stretch(q, k, v, gamma, potential, eta, state, config, mask):
 
 
 # %% notebooks/06_consolidation.ipynb#token
-def token(q, k, v, gamma, potential, eta, state, config):
-    """What :func:`stretch` does, for a single token and without a mask: T = 1."""
-    dt, dtype, wide = config.dt, q.dtype, torch.promote_types(q.dtype, torch.float32)
-    q, k, v, gamma, potential, eta = (x[:, 0].to(wide) for x in (q, k, v, gamma, potential, eta))
-    gamma, eta = gamma + state.gamma_shift, eta * state.eta_scale  # (B, H)
-    y, weights = memory_step(q, k, v, gamma, potential, eta, dt, state.fast_weights.to(wide))
+def token(q, k, v, gamma, potential, eta, state, dt):
+    """What :func:`stretch` does with a single token.
+
+    Args:
+        q, k, v: (B, H, D), keys of unit norm, in the dtype of the memory.
+        gamma, potential, eta: Γ > 0 (1 / time), V (rad / time) and η, (B, H).
+        state: MemoryState before the token.
+        dt: time between two tokens.
+
+    Returns:
+        y (B, H, D), Γ as it was in force (B, H), and the MemoryState after the token.
+    """
+    gamma, eta = gamma + state.gamma_shift, eta * state.eta_scale
+    y, weights = memory_step(q, k, v, gamma, potential, eta, dt, state.fast_weights)
     decay = gamma * dt
     with torch.no_grad():
         strength, kept = eta * torch.linalg.vector_norm(v, dim=-1), torch.exp(-decay)
@@ -152,7 +171,7 @@ def token(q, k, v, gamma, potential, eta, state, config):
         incoherent = torch.addcmul(strength.square(), kept.square(), state.incoherent)
     faded, turned = state.faded + decay, state.turned + potential * dt
     limits = {"bound": bound, "incoherent": incoherent, "faded": faded, "turned": turned}
-    return y[:, None].to(dtype), gamma[:, None], state._replace(fast_weights=weights, **limits)
+    return y, gamma, state._replace(fast_weights=weights, **limits)
 
 
 # %% notebooks/06_consolidation.ipynb#remember-loop
@@ -174,15 +193,12 @@ def remember(q, k, v, gamma, potential, eta, state, position, basis, config, mas
     Raises:
         ValueError: see :func:`phase2.memory.check_memory`.
     """
-    check_memory(q, k, v, gamma, potential, eta, state.fast_weights)
+    tensors = q, k, v, gamma, potential, eta
+    check_memory(*tensors, state.fast_weights)
     if not q.shape[1]:
         return torch.empty_like(q), gamma, state
-    lengths = stretch_lengths(position, q.shape[1], config.consolidate_every)
-    # split, not slices: the gradient of a slice is as long as the whole sequence
-    inputs = zip(*(x.split(lengths, dim=1) for x in (q, k, v, gamma, potential, eta)), strict=True)
-    masks = [None] * len(lengths) if mask is None else mask.split(lengths, dim=1)
     outputs = []
-    for now, part in zip(inputs, masks, strict=True):
+    for *now, part in cut(tensors, mask, position, config.consolidate_every):
         if position and position % config.consolidate_every == 0:
             due = consolidate(state, basis, config)
             state = due if mask is None else choose(part[:, 0], due, state)

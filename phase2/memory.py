@@ -12,6 +12,7 @@ __all__ = [
     "as_real",
     "evolve",
     "memory_step",
+    "check_finite",
     "check_memory",
     "memory_recurrent",
     "split",
@@ -108,6 +109,12 @@ def memory_step(q, k, v, gamma, potential, eta, dt, fast_weights):
 
 
 # %% notebooks/02_memory.ipynb#checks
+def check_finite(fast_weights):
+    """Refuse a memory that holds NaN or infinity, with a ValueError."""
+    if not math.isfinite(fast_weights.sum().item()):
+        raise ValueError("state must be finite, it holds NaN or infinity")
+
+
 def check_memory(q, k, v, gamma, potential, eta, fast_weights=None):
     """Refuse inputs that the memory is not defined for, before anything is computed.
 
@@ -122,22 +129,22 @@ def check_memory(q, k, v, gamma, potential, eta, fast_weights=None):
         raise ValueError(
             f"the head dimension D must be even (R(V dt) turns pairs of entries), got D = {dim}"
         )
-    shapes = {"k": (k, q.shape), "v": (v, q.shape)}
-    rates = {"gamma": gamma, "potential": potential, "eta": eta}
-    shapes |= {name: (value, q.shape[:3]) for name, value in rates.items()}
-    if fast_weights is not None:
-        shapes["state"] = (fast_weights, (batch, heads, dim, dim))
-    for name, (value, expected) in shapes.items():
-        if value.shape != expected:
-            raise ValueError(f"{name} must have shape {tuple(expected)}, got {tuple(value.shape)}")
+    tokens, rates = (("k", k), ("v", v)), (("gamma", gamma), ("potential", potential), ("eta", eta))
+    states = () if fast_weights is None else (("state", fast_weights),)
+    shapes = ((tokens, q.shape), (rates, q.shape[:3]), (states, (batch, heads, dim, dim)))
+    for named, expected in shapes:
+        for name, value in named:
+            if value.shape != expected:
+                got = tuple(value.shape)
+                raise ValueError(f"{name} must have shape {tuple(expected)}, got {got}")
     if torch.compiler.is_compiling():
         return  # what follows looks at values, and would break the graph
     if length and not gamma.min().item() > 0:
         raise ValueError(
             f"gamma must be positive everywhere, its smallest value is {gamma.min().item():.4g}"
         )
-    if fast_weights is not None and not math.isfinite(fast_weights.sum().item()):
-        raise ValueError("state must be finite, it holds NaN or infinity")
+    if fast_weights is not None:
+        check_finite(fast_weights)
 
 
 # %% notebooks/02_memory.ipynb#recurrent

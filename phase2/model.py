@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from phase2.consolidation import MemoryState, empty_memory, remember
+from phase2.consolidation import MemoryState, consolidate, empty_memory, remember, token
 from phase2.decay import DecayPotential, half_life, warn_overdamped
+from phase2.memory import check_finite
 from phase2.resonance import BASES, resonance_basis, resonance_info
 from phase2.snr import snr_stats
 from phase2.stability import coherence, energy, stability_metrics, violated, warn_unstable
@@ -24,11 +25,15 @@ __all__ = [
     "check_keys",
     "Phase2Config",
     "learning_rate",
+    "FEW",
+    "linear",
+    "Linear",
     "FeedForward",
     "feed_forward",
     "SHORTEST",
     "UnitLength",
     "look_back",
+    "step",
     "Phase2Block",
     "Layout",
     "move",
@@ -162,6 +167,41 @@ def learning_rate(raw, hebbian_eta):
     return 2 * hebbian_eta * torch.sigmoid(raw)
 
 
+# %% notebooks/07_model.ipynb#linear
+FEW = 16  # rows with which a product does little but read its weights
+
+
+def linear(x, weight):
+    """x Wᵀ; with few rows, on a CPU and without gradient, W is read by all cores.
+
+    Args:
+        x: (…, n).
+        weight: W, (m, n).
+
+    Returns:
+        (…, m).
+    """
+    rows = x.shape[:-1].numel()
+    reads = 0 < rows <= FEW and x.is_cpu and x.dtype == torch.float32
+    if not reads or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.linear(x, weight)
+    parts = math.gcd(torch.get_num_threads(), len(weight))
+    again = x.reshape(1, rows, -1).expand(parts, -1, -1)  # all rows for each part of W
+    y = torch.bmm(again, weight.view(parts, -1, weight.shape[1]).mT)  # (parts, rows, m / parts)
+    return y.transpose(0, 1).reshape(*x.shape[:-1], -1)
+
+
+class Linear(torch.nn.Linear):
+    """:func:`linear` as a module."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x):
+        """x (…, n) -> (…, m)."""
+        return linear(x, self.weight)
+
+
 # %% notebooks/07_model.ipynb#activation
 class FeedForward(torch.autograd.Function):
     """y = relu(x Uᵀ)² Dᵀ; for the backward pass it keeps r = relu(x Uᵀ) and not its square."""
@@ -179,9 +219,8 @@ class FeedForward(torch.autograd.Function):
         x, up, down, relu = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative
             relu = (x @ up.T).relu()
-        ddown = dy.T @ relu.square()
-        dhidden = (dy @ down).mul_(relu).mul_(2)
-        return dhidden @ up, dhidden.T @ x, ddown
+        dhidden = ((2 * dy) @ down).mul_(relu)
+        return dhidden @ up, dhidden.T @ x, dy.T @ relu.square()
 
 
 def feed_forward(x, up, down):
@@ -195,7 +234,7 @@ def feed_forward(x, up, down):
         (…, d), in half precision under autocast.
     """
     if not torch.is_grad_enabled():
-        return F.linear(F.relu(F.linear(x, up)).square(), down)
+        return linear(linear(x, up).relu_().square(), down)
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:  # as autocast does
         x, up, down = (w.to(torch.get_autocast_dtype(device)) for w in (x, up, down))
@@ -256,6 +295,29 @@ def look_back(k, mix, state, mask=None):
     return UnitLength.apply(mixed), state._replace(last_key=last.to(wide))
 
 
+# %% notebooks/07_model.ipynb#step
+def step(block, x, state, position):
+    """What :meth:`Phase2Block.forward` does with a single token: (B, 1, d_model).
+
+    Returns:
+        x, state, Γ and V (B, 1, H), as there.
+    """
+    config, wide = block.config, torch.promote_types(x.dtype, torch.float32)
+    check_finite(state.fast_weights)
+    if position and position % config.consolidate_every == 0:
+        state = consolidate(state, block.basis, config)
+    h = block.memory_norm(x)
+    q, k, v = block.qkv(h).view(len(x), 3, config.n_heads, -1).to(wide).unbind(1)  # (B, H, D)
+    potential, gamma = (rate.squeeze(1).to(wide) for rate in block.potential(h))  # (B, H)
+    eta = learning_rate(block.eta(h).squeeze(1).to(wide), config.hebbian_eta)
+    key = F.normalize(torch.lerp(k, state.last_key, block.key_mix.to(wide)), dim=-1)
+    y, gamma, state = token(q, key, v, gamma, potential, eta, state, config.dt)
+    y = F.layer_norm(y, y.shape[-1:]).to(x.dtype)
+    x = x + block.out(y.flatten(1)[:, None])
+    x = x + feed_forward(block.mlp_norm(x), block.up, block.down)
+    return x, state._replace(last_key=k), gamma[:, None], potential[:, None]
+
+
 # %% notebooks/07_model.ipynb#block
 class Phase2Block(torch.nn.Module):
     """Memory, then a two-layer network: equation (eq-block).
@@ -269,11 +331,11 @@ class Phase2Block(torch.nn.Module):
         d, heads = config.d_model, config.n_heads
         self.config, self.fast_weight_state = config, None
         self.memory_norm = torch.nn.LayerNorm(d)
-        self.qkv = torch.nn.Linear(d, 3 * d, bias=False)
+        self.qkv = Linear(d, 3 * d)
         self.potential = DecayPotential(d, heads, config.base_decay, config.dt)
         self.eta = torch.nn.Linear(d, heads)
         self.key_mix = torch.nn.Parameter(torch.full((heads, d // heads), 0.5))
-        self.out = torch.nn.Linear(d, d, bias=False)
+        self.out = Linear(d, d)
         self.mlp_norm = torch.nn.LayerNorm(d)
         self.up = torch.nn.Parameter(torch.empty(4 * d, d))
         self.down = torch.nn.Parameter(torch.empty(d, 4 * d))
@@ -282,6 +344,8 @@ class Phase2Block(torch.nn.Module):
 
     def forward(self, x, state, position, mask=None):
         """x (B, N, d_model), MemoryState, tokens read before -> x, state, Γ and V (B, N, H)."""
+        if x.shape[1] == 1 and mask is None:
+            return step(self, x, state, position)
         h = self.memory_norm(x)
         q, k, v = self.qkv(h).unflatten(-1, (3, self.config.n_heads, -1)).unbind(2)  # (B, N, H, D)
         wide = torch.promote_types(x.dtype, torch.float32)  # rates need more digits
@@ -666,7 +730,7 @@ class Phase2IntegratedModel(torch.nn.Module):
         self.embedding = torch.nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = torch.nn.ModuleList(Phase2Block(config) for _ in range(config.n_layers))
         self.norm = torch.nn.LayerNorm(config.d_model)
-        self.head = torch.nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = Linear(config.d_model, config.vocab_size)
         self.warned, self.watched = set(), False
         initialize(self)
 

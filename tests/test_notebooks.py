@@ -42,6 +42,12 @@ def output_text(cell):
         yield re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text)
 
 
+def test_measured_numbers_in_prose_are_committed_results(notebook):
+    results = (Path(__file__).parent / "benchmarks" / "RESULTS.md").read_text()
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert not [number for number in re.findall(r"[\d.]+ ± [\d.]+", prose) if number not in results]
+
+
 def test_kernel_is_named_and_no_version_is(notebook):
     assert notebook.metadata.kernelspec.name == "python3"
     assert notebook.metadata.language_info.name == "python"

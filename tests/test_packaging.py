@@ -39,13 +39,17 @@ def test_modules_import_torch_alone(path):
 
 
 def test_importing_phase2_loads_no_plotting():
-    loaded = (
-        "import sys, phase2; print(*{'matplotlib', 'IPython', 'ipywidgets'} & set(sys.modules))"
-    )
+    plotting = "{'matplotlib', 'IPython', 'ipywidgets'}"
+    loaded = f"import sys, phase2.model; print(*{plotting} & set(sys.modules))"
     shown = subprocess.run(
         [sys.executable, "-c", loaded], cwd=ROOT, check=True, capture_output=True, text=True
     )
     assert shown.stdout.strip() == ""
+
+
+def test_help_and_completion_answer_without_torch():
+    code = "import sys, phase2.cli; assert 'torch' not in sys.modules; phase2.create_phase2_model"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_wheel_holds_phase2_alone(tmp_path):

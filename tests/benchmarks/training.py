@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import torch.nn.functional as F
-from timing import best, in_turns, machine
+from timing import best, machine
 from transformers import LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2ForCausalLM
 
 from phase2 import create_phase2_model
@@ -106,36 +107,59 @@ def resident(field):
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def peak(name, dtype):
-    """MiB that training this model takes at most, above what the process held before."""
+def prepare(name, dtype):
+    """What this process is for: `timed` then does a training step of one model."""
+    global run, before
     torch.manual_seed(0)
-    model = models()[name]()
-    run = step(model, torch.randint(0, VOCABULARY, (BATCH, LENGTH + 1)), dtype)
+    run = step(models()[name](), torch.randint(0, VOCABULARY, (BATCH, LENGTH + 1)), dtype)
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest value so far
     before = resident("VmRSS")
-    for _ in range(3):
-        run()
+
+
+def timed():
+    """Seconds of one training step."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def peak():
+    """MiB that training took at most, above what the process held before."""
     return resident("VmHWM") - before
+
+
+def train(names, dtype, repeats=20):
+    """Seconds of the fastest step and MiB by model; each in a process of its own, in turns.
+
+    A model that gives much memory back to the system makes the next one in its process pay for it.
+    """
+    spawn, times = multiprocessing.get_context("spawn"), {name: [] for name in names}
+    with contextlib.ExitStack() as stack:
+        alone = {
+            name: stack.enter_context(ProcessPoolExecutor(1, spawn, prepare, (name, dtype)))
+            for name in names
+        }
+        for _ in range(repeats):
+            for name in names:
+                times[name].append(alone[name].submit(timed).result())
+        memory = {name: alone[name].submit(peak).result() for name in names}
+    return {name: min(found) for name, found in times.items()}, memory
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     dtype = getattr(torch, parser.parse_args().dtype)
-    torch.manual_seed(0)
-    text = torch.randint(0, VOCABULARY, (BATCH, LENGTH + 1))
     built = {name: make() for name, make in models().items()}
     print(machine())
     print(f"B {BATCH}, N {LENGTH}, {dtype}, forward + backward + AdamW")
-    seconds = in_turns({name: step(model, text, dtype) for name, model in built.items()}, 15)
-    spawn = multiprocessing.get_context("spawn")
+    seconds, memory = train(list(built), dtype)
     for name, model in built.items():
-        with ProcessPoolExecutor(1, spawn) as fresh:
-            memory = fresh.submit(peak, name, dtype).result()
-        rate, ratio = BATCH * LENGTH / seconds[name], seconds[name] / seconds["phase2"]
+        now, most = seconds[name], memory[name]
+        rate, ratio = BATCH * LENGTH / now, now / seconds["phase2"]
         print(
-            f"{name:>8}: {size(model) / 1e6:.2f} M parameters, {1e3 * seconds[name]:4.0f} ms a "
-            f"step, {rate:5.0f} tokens/s, phase2 is {ratio:.2f} x as fast; {memory:.0f} MiB at most"
+            f"{name:>8}: {size(model) / 1e6:.2f} M parameters, {1e3 * now:4.0f} ms a step, "
+            f"{rate:5.0f} tokens/s, phase2 is {ratio:.2f} x as fast; {most:.0f} MiB at most"
         )
     alone = products(built["phase2"], dtype)
     share = 100 * alone / seconds["phase2"]
