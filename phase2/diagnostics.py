@@ -266,7 +266,7 @@ def traces(model, ids, layer):
     q, k, v = block.qkv(seen[0]).unflatten(-1, (3, model.config.n_heads, -1)).unbind(2)
     k, _ = look_back(k, block.key_mix, empty_memory(1, *k.shape[2:], k.device))
     potential, _ = block.potential(seen[0])
-    angle = cumulative_angle(potential.float(), model.config.dt)  # Φ, (1, N, H)
+    angle = cumulative_angle(potential.float() * model.config.dt)  # Φ, (1, N, H)
     turned = rotate(k, angle[:, -1:] - angle)  # R(Φ_N − Φ_s) k_s
     return Traces(q[0], turned[0], v[0], state.layers[layer].fast_weights[0])
 

@@ -47,7 +47,9 @@ __all__ = [
     "check_input",
     "run_blocks",
     "run",
+    "precision",
     "new_state",
+    "fit",
     "is_plain",
     "advance",
     "stability_of",
@@ -152,7 +154,7 @@ class Phase2Config:
     @classmethod
     def from_dict(cls, values):
         """The inverse of `to_dict`; an unknown key is a ValueError with a suggestion."""
-        check_keys(values, list(cls.__dataclass_fields__))
+        check_keys(values, cls.__dataclass_fields__)
         return cls(**values)
 
 
@@ -404,7 +406,7 @@ def enter(states, layout, empty):
     """States (B, …) -> states of the documents: a row's first one continues, others are new."""
 
     def take(x, new):
-        return new.index_copy(0, layout.first, x[layout.rows].to(new.dtype))
+        return new.index_copy(0, layout.first, x[layout.rows])
 
     return each(take, states, empty)
 
@@ -413,7 +415,7 @@ def leave(states, layout, before):
     """States of the documents -> states (B, …): that of a row's last document."""
 
     def take(x, old):
-        return old.to(x.dtype).index_copy(0, layout.rows, x[layout.last])
+        return old.index_copy(0, layout.rows, x[layout.last])
 
     return each(take, states, before)
 
@@ -536,11 +538,23 @@ def run(model, input_ids, state, attention_mask):
 
 
 # %% notebooks/07_model.ipynb#run-helpers
+def precision(model):
+    """The dtype of a model's memories: float32, or float64 if the model is."""
+    return torch.promote_types(model.embedding.weight.dtype, torch.float32)
+
+
 def new_state(model, batch):
-    """:func:`empty_state` on the device of a model, in float32, or in float64 if the model is."""
-    weight = model.embedding.weight
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    return empty_state(model.config, batch, weight.device, dtype)
+    """:func:`empty_state` on the device and in the precision of a model."""
+    return empty_state(model.config, batch, model.embedding.weight.device, precision(model))
+
+
+def fit(state, model):
+    """A state in the precision of a model."""
+    dtype = precision(model)
+    if state.layers[0].fast_weights.dtype == dtype:
+        return state
+    layers = (MemoryState(*(x.to(dtype) for x in layer)) for layer in state.layers)
+    return state._replace(layers=tuple(layers))
 
 
 def is_plain(attention_mask, position):
@@ -702,8 +716,7 @@ def predict(
         ValueError: see :func:`check_input`.
     """
     check_input(input_ids, attention_mask, state, model.config)
-    if state is None:
-        state = new_state(model, len(input_ids))
+    state = new_state(model, len(input_ids)) if state is None else fit(state, model)
     logits, state, gammas, potentials = run(model, input_ids, state, attention_mask)
     leave_behind(model, state)
     if return_diagnostics or not model.watched:
@@ -760,5 +773,5 @@ def create_phase2_model(preset=None, config=None, **values):
         raise ValueError("give preset or config, not both")
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    check_keys(values, list(Phase2Config.__dataclass_fields__))
+    check_keys(values, Phase2Config.__dataclass_fields__)
     return Phase2IntegratedModel(replace(PRESETS[preset], **values))

@@ -150,9 +150,28 @@ def test_pure_bfloat16_is_close():
     wanted = model(text)
     half = copy.deepcopy(model).bfloat16()
     logits, state = half(text, return_state=True)
-    assert logits.dtype == torch.bfloat16 and state.layers[0].fast_weights.dtype == torch.float32
+    assert logits.dtype == torch.bfloat16
+    assert all(x.dtype == torch.float32 for layer in state.layers for x in layer)
     assert (logits.float() - wanted).norm() < 0.05 * wanted.norm()
     assert torch.isfinite(half(text, state=state)).all()
+
+
+@pytest.mark.parametrize("kept, read", [("float", "double"), ("double", "float")])
+@pytest.mark.parametrize("length", [1, 12])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_state_of_another_precision_is_read(kept, read, length, padded):
+    model, text = tiny(consolidate_every=4), tokens(2, 6 + length)
+    before, after = (getattr(copy.deepcopy(model), name)() for name in (kept, read))
+    mask = torch.ones_like(text[:, 6:])
+    mask[0, : length // 2] = 0
+    mask[0, :1] = 1 - padded
+    mask = mask if padded else None
+    _, state = before(text[:, :6], return_state=True)
+    logits, state = after(text[:, 6:], state, mask, return_state=True)
+    _, whole = model(text[:, :6], return_state=True)
+    wanted = model(text[:, 6:], whole, mask)
+    torch.testing.assert_close(logits.float(), wanted, atol=1e-5, rtol=1e-4)
+    assert logits.dtype == next(after.parameters()).dtype
 
 
 def test_compiles():
