@@ -8,7 +8,6 @@ The modules follow the chapters of the book: `decay`, `memory`, `snr`, `resonanc
 """
 
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,16 +28,19 @@ __all__ = [
     "create_phase2_model",
 ]
 
+MODULES = ("consolidation", "decay", "memory", "model", "resonance", "snr", "stability")
 
-def __getattr__(name):
-    """Import what is asked for when it is asked for: help and completion do without torch."""
-    if name in __all__:
-        return getattr(importlib.import_module("phase2.model"), name)
-    module = f"{__name__}.{name}"
-    if name.startswith("_") or not importlib.util.find_spec(module):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(module)
+
+if not TYPE_CHECKING:  # a checker would believe that any name exists
+
+    def __getattr__(name):
+        """Import a name when it is asked for: --help and shell completion need no torch."""
+        if name in __all__:
+            return getattr(importlib.import_module("phase2.model"), name)
+        if name in MODULES:
+            return importlib.import_module(f"phase2.{name}")
+        raise AttributeError(f"module 'phase2' has no attribute {name!r}")
 
 
 def __dir__():
-    return [*globals(), *__all__]
+    return [*globals(), *__all__, *MODULES]

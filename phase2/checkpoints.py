@@ -2,10 +2,12 @@
 """Checkpoints."""
 
 import hashlib
+import inspect
 import json
 import os
 import re
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ import torch
 from phase2.model import Phase2Config, Phase2IntegratedModel
 from phase2.training import (
     CHECKPOINT,
+    MODEL,
     BPETokenizer,
     ByteTokenizer,
     CheckpointError,
@@ -121,12 +124,18 @@ def write_weights(path, weights):
 def read_tokenizer(folder, config=None):
     """The tokenizer of a folder: that of `tokenizer.json`, or bytes if there is none.
 
+    Bytes for a model that knows more tokens are a warning.
+
     Raises:
         CheckpointError: it cannot be read, or has more tokens than the Phase2Config allows.
     """
     path = Path(folder) / "tokenizer.json"
     if not path.exists():
-        return ByteTokenizer()
+        bytes_only = ByteTokenizer()
+        if config and config.vocab_size > bytes_only.vocab_size:
+            known = f"text is read as bytes, though the model knows {config.vocab_size} tokens"
+            warnings.warn(f"{path}: no such file; {known}", stacklevel=2)
+        return bytes_only
     library = need("tokenizers")
     try:
         tokenizer = BPETokenizer(library.Tokenizer.from_str(path.read_text(encoding="utf-8")))
@@ -162,7 +171,7 @@ def read_folder(folder):
     Raises:
         CheckpointError: there is no model in it, or one of its files is damaged.
     """
-    weights, run = Path(folder) / "model.safetensors", Path(folder) / CHECKPOINT
+    weights, run = Path(folder) / MODEL, Path(folder) / CHECKPOINT
     if weights.exists():
         config = read_config(Path(folder) / "config.json")
         return config, read_weights(weights), read_tokenizer(folder, config), weights
@@ -172,7 +181,7 @@ def read_folder(folder):
 
 
 # %% notebooks/11_checkpoints.ipynb#locate
-FILES = ["config.json", "model.safetensors", "tokenizer.json"]
+FILES = ["config.json", MODEL, "tokenizer.json"]
 
 
 def locate(name, **download):
@@ -184,15 +193,18 @@ def locate(name, **download):
 
     Raises:
         CheckpointError: it is none of these, or cannot be downloaded.
+        TypeError: there is no such option.
     """
+    get = need("huggingface_hub").snapshot_download
+    if unknown := download.keys() - inspect.signature(get).parameters:
+        raise TypeError(f"unknown option {min(unknown)!r}; a download takes revision, token, …")
     path = Path(name)
     if path.exists():
-        return path
+        return path.parent if path.name == MODEL else path
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
         raise CheckpointError(f"{name}: no such file or folder")
-    hub = need("huggingface_hub")
     try:
-        return Path(hub.snapshot_download(str(name), allow_patterns=FILES, **download))
+        return Path(get(str(name), allow_patterns=FILES, **download))
     except Exception as error:  # of the network, of the Hub, of the name
         why = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{name}: not here, and not from the Hub ({why})") from error
@@ -223,7 +235,7 @@ class Phase2HubModel(Phase2IntegratedModel, _Mixin, library_name="phase2"):
         config = json.dumps(self.config.to_dict(), indent=2)
         write_atomically(save_directory / "config.json", lambda file: file.write(config.encode()))
         save_tokenizer(self.tokenizer, save_directory)
-        write_weights(save_directory / "model.safetensors", self.state_dict())
+        write_weights(save_directory / MODEL, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **download):

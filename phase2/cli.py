@@ -68,6 +68,8 @@ def readable(command: Callable) -> Callable:
             return command(*args, **kwargs)
         except KeyboardInterrupt as stop:
             fail(str(stop) or "interrupted", INTERRUPTED)
+        except BrokenPipeError:
+            raise  # of `| head`: typer ends without a word
         except OSError as error:
             named = f"{error.filename}: {error.strerror}" if error.filename else error
             fail(f"error: {named}")
@@ -173,8 +175,11 @@ def run_training(data, preset, values, settings, out, resume, precision, cpu) ->
 
     from phase2.checkpoints import save_pretrained
     from phase2.model import create_phase2_model
-    from phase2.training import need
+    from phase2.training import CHECKPOINT, need
     from phase2.training import train as train_model
+
+    if resume and not (out / CHECKPOINT).exists():
+        typer.echo(f"phase2: there is no run in {out} to resume; starting one", err=True)
 
     torch.manual_seed(settings.seed)
     model = create_phase2_model(preset=preset, **values)
@@ -198,6 +203,7 @@ def load(checkpoint: str, device: str | None):
 
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros((), device=place).item()  # now, not after the work
         return from_pretrained(checkpoint).to(place)
     except (AssertionError, RuntimeError) as error:  # of a device that is not there
         why = str(error).partition("\n")[0]
@@ -205,11 +211,11 @@ def load(checkpoint: str, device: str | None):
 
 
 def read_ids(model, text: list[Path]):
-    """Text files as one row of ids for this model, (N,) int64, and the bytes they hold."""
+    """Text files as one row of ids for this model, (N,) int64, and the bytes a token stands for."""
     from phase2.training import read_documents, tokenize
 
     tokens = tokenize(read_documents(text), model.tokenizer)
-    return tokens.ids.long(), tokens.size
+    return tokens.ids.long(), tokens.bytes_per_token
 
 
 @app.command()
@@ -233,7 +239,8 @@ def generate(
 
     model = load(checkpoint, device)
     place = model.embedding.weight.device
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    end = model.tokenizer.end
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "stop_token": end}
     if seed is not None:
         options["generator"] = torch.Generator(place).manual_seed(seed)
     encode = model.tokenizer.encode
@@ -247,9 +254,9 @@ def generate(
         )
         return
     ids = encode(prompt).long()[None].to(place)
-    tokens = stream(model, ids, max_tokens, stop_token=model.tokenizer.end, **options)
+    tokens = stream(model, ids, max_tokens, **options)
     typer.echo(prompt, nl=False)
-    for piece in stream_text((int(t) for t in tokens), model.tokenizer.decode):
+    for piece in stream_text(tokens, model.tokenizer.decode, end):
         typer.echo(piece, nl=False)
     typer.echo()
 
@@ -269,7 +276,8 @@ def evaluate(
 
     model = load(checkpoint, device)
     ids, size = read_ids(model, text)
-    scores = evaluate_model(model, ids, n_bytes=size)
+    predicted = size * (len(ids) - 1)  # nothing predicts the first token
+    scores = evaluate_model(model, ids, n_bytes=predicted or None)
     lines = (f"{name.replace('_', ' '):>14} {value:.6g}" for name, value in scores.items())
     typer.echo(dumps(scores) if json else "\n".join(lines))
 
@@ -287,8 +295,11 @@ def diagnose(
     """Look into the memories while a model reads text files, and write a report."""
     from phase2.diagnostics import diagnose as look_inside
 
-    if not out.parent.is_dir():  # now, not after the work
-        raise FileNotFoundError(2, "no such folder", str(out.parent))
+    for path in (out, json or out):
+        if not path.parent.is_dir():  # now, not after the work
+            raise FileNotFoundError(2, "no such folder", str(path.parent))
+    if json == out:
+        raise ValueError(f"--out and --json must be two files, got {out} twice")
     model = load(checkpoint, device)
     ids, _ = read_ids(model, text)
     report = look_inside(model, ids[:max_tokens])

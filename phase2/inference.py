@@ -18,7 +18,6 @@ __all__ = [
     "stream_steps",
     "generate",
     "pad_left",
-    "LONGEST",
     "BYTES",
     "tokenizer_of",
     "stream_text",
@@ -47,8 +46,9 @@ def choose_token(logits, temperature=0.0, top_k=None, top_p=None, generator=None
     if temperature == 0:
         return logits.argmax(-1)
     kept = min(top_k or logits.shape[-1], logits.shape[-1])
-    scaled, tokens = torch.topk(logits.float() / temperature, kept)  # both (B, kept), largest first
-    p = torch.softmax(scaled, dim=-1)
+    largest, tokens = torch.topk(logits.float(), kept)  # both (B, kept), largest first
+    behind = largest - largest[:, :1]  # 0 for the first, so that no T is too small to divide by
+    p = torch.softmax(behind / max(temperature, torch.finfo(behind.dtype).tiny), dim=-1)
     if top_p is not None:
         above = p.cumsum(-1) - p  # what more probable tokens have together; 0 for the first
         p = p.masked_fill(above >= top_p, 0)
@@ -206,7 +206,6 @@ def pad_left(prompts):
 
 
 # %% notebooks/09_inference.ipynb#text
-LONGEST = 4  # bytes of the longest UTF-8 character
 BYTES = ByteTokenizer()
 
 
@@ -215,32 +214,36 @@ def tokenizer_of(model):
     return getattr(model, "tokenizer", None) or BYTES
 
 
-def stream_text(tokens, decode=BYTES.decode):
+def stream_text(tokens, decode=BYTES.decode, stop_token=None):
     """Tokens to pieces of text, as soon as they are whole characters.
 
     Args:
         tokens: iterable of tensors (1,) or ints, as :func:`stream` gives for one prompt.
-        decode: function from a list of ids to text; an unfinished character ends in U+FFFD.
+        decode: function from a list of ids to text; an unfinished character becomes U+FFFD.
+        stop_token: token that is no text, and is left out.
 
     Returns:
         Iterator of str; joined, they are what the tokens decode to.
     """
-    pending = []
-    for token in tokens:
-        pending.append(int(token))
-        piece = decode(pending)
-        if len(pending) >= LONGEST or not piece.endswith("\ufffd"):
-            yield piece
-            pending = []
+    pending, shown = [], 0
+    for token in map(int, tokens):
+        if token == stop_token:
+            continue
+        pending.append(token)
+        text = decode(pending)
+        done = text.removesuffix("\ufffd")  # only the last character can be unfinished
+        if len(done) > shown:
+            yield done[shown:]
+        pending, shown = ([], 0) if done == text else (pending, len(done))
     if pending:
-        yield decode(pending)
+        yield decode(pending)[shown:]
 
 
 # %% notebooks/09_inference.ipynb#evaluate
 def as_ids(ids, device=None):
     """Token ids from a list, array or tensor: int64 (N,). ValueError if they are none."""
     ids = torch.as_tensor(ids, device=device)
-    if ids.dim() != 1 or ids.is_floating_point():
+    if ids.dim() != 1 or (ids.is_floating_point() and len(ids)):
         raise ValueError(
             f"ids must be integers of shape (N,), got {tuple(ids.shape)} of {ids.dtype}"
         )
@@ -269,6 +272,7 @@ def surprisals(model, ids, chunk=1024):
     state, device = None, model.embedding.weight.device
     for start in range(0, len(ids) - 1, chunk):
         piece = as_ids(ids[start : start + chunk + 1], device)
+        check_input(piece[None], None, None, model.config)  # the last one too, only predicted
         logits, state = model(piece[None, :-1], state, return_state=True)
         yield torch.nn.functional.cross_entropy(logits[0].float(), piece[1:], reduction="none")
 
@@ -286,12 +290,15 @@ def evaluate(model, ids, chunk=1024, n_bytes=None):
         predicted.
 
     Raises:
-        ValueError: see :func:`surprisals`.
+        ValueError: see :func:`surprisals`; or `n_bytes` is no number above 0.
     """
-    if len(ids) < 2:
+    if len(as_ids(ids[:2])) < 2:
         raise ValueError(
             f"ids must hold at least two tokens, one to predict from one, got {len(ids)}"
         )
+    allowed, meaning = real(0, above=True)
+    if n_bytes is not None and not allowed(n_bytes):
+        raise ValueError(f"n_bytes must be {meaning}, got {n_bytes!r}")
     total = sum(piece.double().sum().item() for piece in surprisals(model, ids, chunk))
     tokens = len(ids) - 1
     loss = total / tokens
@@ -333,15 +340,15 @@ def interact(
 
 
 # %% notebooks/09_inference.ipynb#answer
-def answer(model, prompt, decode, max_new_tokens, write, **options):
+def answer(model, prompt, decode, max_new_tokens, write, stop_token=None, **options):
     """Write what follows a prompt (1, N), piece by piece; returns the Phase2State after it."""
 
     def tokens():
         nonlocal state
-        state = yield from stream(model, prompt, max_new_tokens, **options)
+        state = yield from stream(model, prompt, max_new_tokens, stop_token=stop_token, **options)
 
     state = None
-    for piece in stream_text(tokens(), decode):
+    for piece in stream_text(tokens(), decode, stop_token):
         write(piece, end="", flush=True)
     write()
     return state

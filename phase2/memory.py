@@ -130,7 +130,7 @@ def check_memory(q, k, v, gamma, potential, eta, fast_weights=None):
     """
     if q.dim() != 4:
         raise ValueError(f"q must have shape (B, N, H, D), got {tuple(q.shape)}")
-    batch, length, heads, dim = q.shape
+    batch, _, heads, dim = q.shape
     if dim % 2:
         raise ValueError(
             f"the head dimension D must be even (R(V dt) turns pairs of entries), got D = {dim}"
@@ -145,7 +145,7 @@ def check_memory(q, k, v, gamma, potential, eta, fast_weights=None):
                 raise ValueError(f"{name} must have shape {tuple(expected)}, got {got}")
     if torch.compiler.is_compiling():
         return  # what follows looks at values, and would break the graph
-    if length and not gamma.min().item() > 0:
+    if gamma.numel() and not gamma.min().item() > 0:
         raise ValueError(
             f"gamma must be positive everywhere, its smallest value is {gamma.min().item():.4g}"
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from phase2.consolidation import MemoryState, consolidate, empty_memory, remember, token
 from phase2.decay import DecayPotential, half_life, warn_overdamped
-from phase2.memory import check_finite
+from phase2.memory import check_memory
 from phase2.resonance import BASES, resonance_basis, resonance_info
 from phase2.snr import snr_stats
 from phase2.stability import coherence, energy, stability_metrics, violated, warn_unstable
@@ -44,6 +44,7 @@ __all__ = [
     "plan",
     "Phase2State",
     "empty_state",
+    "check_state",
     "check_input",
     "run_blocks",
     "run",
@@ -174,7 +175,7 @@ FEW = 16  # rows with which a product does little but read its weights
 
 
 def linear(x, weight):
-    """x Wᵀ; with few rows, on a CPU and without gradient, W is read by all cores.
+    """x Wᵀ; few rows of float32 on a CPU, without gradient, read W with all cores.
 
     Args:
         x: (…, n).
@@ -183,11 +184,13 @@ def linear(x, weight):
     Returns:
         (…, m).
     """
-    rows = x.shape[:-1].numel()
-    reads = 0 < rows <= FEW and x.is_cpu and x.dtype == torch.float32
-    if not reads or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return F.linear(x, weight)
-    parts = math.gcd(torch.get_num_threads(), len(weight))
+    rows = x.shape[:-1].numel()
+    few = 0 < rows <= FEW and x.is_cpu and x.dtype == torch.float32
+    parts = math.gcd(torch.get_num_threads(), len(weight)) if few else 1
+    if parts == 1 or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight)
     again = x.reshape(1, rows, -1).expand(parts, -1, -1)  # all rows for each part of W
     y = torch.bmm(again, weight.view(parts, -1, weight.shape[1]).mT)  # (parts, rows, m / parts)
     return y.transpose(0, 1).reshape(*x.shape[:-1], -1)
@@ -305,13 +308,14 @@ def step(block, x, state, position):
         x, state, Γ and V (B, 1, H), as there.
     """
     config, wide = block.config, torch.promote_types(x.dtype, torch.float32)
-    check_finite(state.fast_weights)
+    h = block.memory_norm(x)
+    q, k, v = block.qkv(h).to(wide).unflatten(-1, (3, *block.key_mix.shape)).unbind(2)
+    potential, gamma = (rate.to(wide) for rate in block.potential(h))
+    eta = learning_rate(block.eta(h).to(wide), config.hebbian_eta)
+    check_memory(q, k, v, gamma, potential, eta, state.fast_weights)
+    q, k, v, gamma, potential, eta = (x.squeeze(1) for x in (q, k, v, gamma, potential, eta))
     if position and position % config.consolidate_every == 0:
         state = consolidate(state, block.basis, config)
-    h = block.memory_norm(x)
-    q, k, v = block.qkv(h).view(len(x), 3, config.n_heads, -1).to(wide).unbind(1)  # (B, H, D)
-    potential, gamma = (rate.squeeze(1).to(wide) for rate in block.potential(h))  # (B, H)
-    eta = learning_rate(block.eta(h).squeeze(1).to(wide), config.hebbian_eta)
     key = F.normalize(torch.lerp(k, state.last_key, block.key_mix.to(wide)), dim=-1)
     y, gamma, state = token(q, key, v, gamma, potential, eta, state, config.dt)
     y = F.layer_norm(y, y.shape[-1:]).to(x.dtype)
@@ -349,7 +353,7 @@ class Phase2Block(torch.nn.Module):
         if x.shape[1] == 1 and mask is None:
             return step(self, x, state, position)
         h = self.memory_norm(x)
-        q, k, v = self.qkv(h).unflatten(-1, (3, self.config.n_heads, -1)).unbind(2)  # (B, N, H, D)
+        q, k, v = self.qkv(h).unflatten(-1, (3, *self.key_mix.shape)).unbind(2)  # (B, N, H, D)
         wide = torch.promote_types(x.dtype, torch.float32)  # rates need more digits
         potential, gamma = (rate.to(wide) for rate in self.potential(h))  # (B, N, H)
         eta = learning_rate(self.eta(h).to(wide), self.config.hebbian_eta)
@@ -469,13 +473,28 @@ def empty_state(config, batch, device=None, dtype=torch.float32):
     return Phase2State(tuple(layers), torch.zeros(batch, dtype=torch.long))
 
 
+# %% notebooks/07_model.ipynb#check-state
+def check_state(state, batch, config):
+    """Refuse a state that is none, or of another model or batch, with a ValueError."""
+    if not isinstance(state, Phase2State):
+        raise ValueError(f"state must be a Phase2State, got {type(state).__name__}")
+    if len(state.position) != batch:
+        raise ValueError(f"state is for a batch of {len(state.position)}, got {batch} rows")
+    dim = config.d_model // config.n_heads
+    expected = [(batch, config.n_heads, dim, dim)] * config.n_layers
+    found = [tuple(layer.fast_weights.shape) for layer in state.layers]
+    if found != expected:
+        model = f"{config.n_layers} layers with {config.n_heads} heads of width {dim}"
+        raise ValueError(f"state must be of {model}, got memories of shapes {found}")
+
+
 # %% notebooks/07_model.ipynb#check-input
 def check_input(input_ids, attention_mask, state, config):
     """Refuse a call that cannot mean anything, before anything is computed.
 
     Raises:
         ValueError: wrong rank or type of `input_ids`, an id outside the vocabulary, a mask or a
-            state that does not fit.
+            state that does not fit; see :func:`check_state`.
     """
     if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
         got = f"{tuple(input_ids.shape)} of {input_ids.dtype}"
@@ -483,10 +502,8 @@ def check_input(input_ids, attention_mask, state, config):
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
         got, want = tuple(attention_mask.shape), tuple(input_ids.shape)
         raise ValueError(f"attention_mask must have the shape of input_ids, {want}, got {got}")
-    if state is not None and len(state.position) != len(input_ids):
-        raise ValueError(
-            f"state is for a batch of {len(state.position)}, got {len(input_ids)} rows"
-        )
+    if state is not None:
+        check_state(state, len(input_ids), config)
     if input_ids.numel() and not torch.compiler.is_compiling():
         low, high = input_ids.min().item(), input_ids.max().item()
         if low < 0 or high >= config.vocab_size:
@@ -574,7 +591,7 @@ def advance(position, layout):
     return position.index_copy(0, rows, began + layout.length.cpu())
 
 
-# %% notebooks/07_model.ipynb#diagnose
+# %% notebooks/07_model.ipynb#stability-of
 def stability_of(state, elapsed):
     """:func:`~phase2.stability.stability_metrics`, `elapsed` (B,) after the last consolidation."""
     now = energy(state.fast_weights)
@@ -583,6 +600,7 @@ def stability_of(state, elapsed):
     return stability_metrics(now, *metrics)
 
 
+# %% notebooks/07_model.ipynb#diagnose
 def diagnose_layers(model, state, gammas):
     """What each layer's memory looks like after a call.
 
@@ -591,7 +609,12 @@ def diagnose_layers(model, state, gammas):
         :func:`~phase2.snr.snr_stats`, :func:`~phase2.resonance.resonance_info` and
         :func:`~phase2.stability.stability_metrics` as `snr_stats`, `resonance_info` and
         `stability_metrics`.
+
+    Raises:
+        ValueError: there is no row to look at.
     """
+    if not len(state.position):
+        raise ValueError("diagnostics need at least one row, got a batch of 0")
     config, every = model.config, model.config.consolidate_every
     elapsed = ((state.position - 1).clamp(min=0) % every + 1) * config.dt
     elapsed = elapsed.to(model.embedding.weight.device)
@@ -716,6 +739,7 @@ def predict(
         ValueError: see :func:`check_input`.
     """
     check_input(input_ids, attention_mask, state, model.config)
+    input_ids = input_ids.long()  # a tokenizer may save space
     state = new_state(model, len(input_ids)) if state is None else fit(state, model)
     logits, state, gammas, potentials = run(model, input_ids, state, attention_mask)
     leave_behind(model, state)

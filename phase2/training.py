@@ -29,6 +29,7 @@ __all__ = [
     "ByteTokenizer",
     "need",
     "END",
+    "from_utf8",
     "BPETokenizer",
     "train_bpe",
     "read_documents",
@@ -69,6 +70,7 @@ __all__ = [
     "rng_state",
     "set_rng_state",
     "CHECKPOINT",
+    "MODEL",
     "HISTORY",
     "fingerprint",
     "snapshot",
@@ -110,8 +112,9 @@ class ByteTokenizer:
         )
 
     def decode(self, ids):
-        """Ids -> str; bytes that are no UTF-8 become the replacement character."""
-        return bytes(torch.as_tensor(ids).flatten().tolist()).decode(errors="replace")
+        """Ids -> str; what is no UTF-8, or no byte, becomes the replacement character."""
+        ids = torch.as_tensor(ids).flatten().tolist()
+        return bytes(min(i, 255) for i in ids).decode(errors="replace")  # 255 is in no UTF-8
 
 
 # %% notebooks/08_training.ipynb#need
@@ -133,6 +136,15 @@ def need(name):
 END = "<|end|>"
 
 
+def from_utf8(raw):
+    """Bytes -> str. ValueError if they are no UTF-8."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        place = f"byte {error.start} of {len(raw)}"
+        raise ValueError(f"byte pairs need UTF-8, {place} is none ({error.reason})") from error
+
+
 class BPETokenizer:
     """Byte-pair encoding by the library `tokenizers`, with the interface of ByteTokenizer.
 
@@ -147,7 +159,7 @@ class BPETokenizer:
 
     def encode(self, text):
         """A str, or UTF-8 bytes -> ids, (N,) int32."""
-        text = text if isinstance(text, str) else text.decode()
+        text = text if isinstance(text, str) else from_utf8(text)
         return torch.tensor(self.tokenizer.encode(text).ids, dtype=torch.int32)
 
     def decode(self, ids):
@@ -269,7 +281,7 @@ def text_data(texts, tokenizer="bytes", vocab_size=1024, held_out=0.1):
     if tokenizer == "bytes":
         tokenizer = ByteTokenizer()
     elif tokenizer == "bpe":
-        tokenizer = train_bpe([document.decode() for document in first], vocab_size)
+        tokenizer = train_bpe([from_utf8(document) for document in first], vocab_size)
     return TextData(tokenize(first, tokenizer), tokenize(second, tokenizer), tokenizer)
 
 
@@ -718,6 +730,7 @@ def set_rng_state(state):
 
 # %% notebooks/08_training.ipynb#save
 CHECKPOINT = "training.pt"
+MODEL = "model.safetensors"  # chapter 11 writes it
 HISTORY = "history.jsonl"
 
 
@@ -873,13 +886,15 @@ def begin(run, resume):
     """Start or go on in the folder of a run, if it has one.
 
     Raises:
-        FileExistsError: a run is there, and `resume` is False.
+        FileExistsError: a run is there, and `resume` is False; or a model without its run.
     """
     if run.folder is None:
         return
-    path = run.folder / CHECKPOINT
+    path, model = run.folder / CHECKPOINT, run.folder / MODEL
     if path.exists() and not resume:
         raise FileExistsError(f"{path} exists: resume, or choose another folder")
+    if model.exists() and not path.exists():  # its tokenizer would be replaced
+        raise FileExistsError(f"{model} exists, without its run: choose another folder")
     if path.exists():
         resume_run(run)
     run.accelerator.wait_for_everyone()  # all have read before one writes

@@ -117,10 +117,10 @@ def test_a_hub_model_shares_the_weights(model):
     assert hub.training == model.training
 
 
-def test_half_precision_is_stored_as_such_and_read_as_float32(model, tmp_path):
+def test_half_precision_is_stored_as_such_and_read_as_float32(pairs, tmp_path):
     torch.manual_seed(0)
     half = create_phase2_model(**TINY).bfloat16()
-    save_pretrained(half, tmp_path)
+    save_pretrained(half, tmp_path, pairs)
     assert read_weights(tmp_path / "model.safetensors")["head.weight"].dtype == torch.bfloat16
     assert from_pretrained(tmp_path).head.weight.dtype == torch.float32
 
@@ -175,19 +175,38 @@ def test_pushing_and_pulling(model, pairs, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", lambda **_: hub)
     asked = []
 
-    def snapshot_download(repo_id, allow_patterns, **options):
-        asked.append((repo_id, options))
+    def snapshot_download(repo_id, allow_patterns, revision=None):
+        asked.append((repo_id, revision))
         return str(hub.store / repo_id)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     monkeypatch.chdir(tmp_path)
     assert to_hub(model, pairs).push_to_hub("me/squares") == "https://hub/me/squares"
     loaded = from_pretrained("me/squares", revision="main")
-    assert asked == [("me/squares", {"revision": "main"})]
+    assert asked == [("me/squares", "main")]
     assert digest(loaded.state_dict()) == digest(model.state_dict())
     assert loaded.tokenizer.vocab_size == 300
     url = save_pretrained(model, tmp_path / "local", push_to_hub=True, repo_id="me/two")
     assert url == "https://hub/me/two"
+
+
+def test_an_option_that_is_none_is_refused(folder):
+    with pytest.raises(TypeError, match="unknown option 'device'"):
+        from_pretrained(folder, device="cuda")
+
+
+def test_the_file_of_the_weights_stands_for_its_folder(model, pairs, tmp_path):
+    save_pretrained(model, tmp_path, pairs)
+    loaded = from_pretrained(tmp_path / "model.safetensors")
+    assert digest(loaded.state_dict()) == digest(model.state_dict())
+    assert loaded.tokenizer.vocab_size == 300
+
+
+def test_a_lost_tokenizer_is_missed(model, pairs, tmp_path):
+    save_pretrained(model, tmp_path, pairs)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.warns(UserWarning, match="tokenizer.json: no such file; text is read as bytes"):
+        from_pretrained(tmp_path)
 
 
 def test_what_is_nowhere_is_said_to_be(tmp_path, monkeypatch):

@@ -63,6 +63,13 @@ def test_train_refuses_to_overwrite_and_resumes(run, text):
     assert "learning_rate was" in phase2(*again, "--resume", "--learning-rate", 1, code=1)
 
 
+def test_resuming_nothing_starts_and_says_so(text, tmp_path):
+    options = [*TINY, *QUICK, "--resume", "--out", tmp_path / "new"]
+    result = CliRunner().invoke(app, ["train", "--text", str(text), *map(str, options)])
+    assert result.exit_code == 0
+    assert "there is no run in" in result.stderr and "12 steps" in result.stdout
+
+
 def test_train_with_byte_pairs(text, tmp_path):
     pairs = ["--tokenizer", "bpe", "--vocab-size", 280]
     arguments = ["train", "--text", text, "--out", tmp_path, *TINY, *QUICK, *pairs]
@@ -92,8 +99,14 @@ def test_generate_without_a_prompt_is_a_session(run):
 def test_evaluate_prints_what_the_package_measures(run, text):
     scores = json.loads(phase2("evaluate", run, "--text", text, "--json"))
     ids = torch.tensor(list(TEXT.encode()))
-    assert scores == pytest.approx(evaluate(from_pretrained(run), ids, n_bytes=len(ids)))
+    assert scores == pytest.approx(evaluate(from_pretrained(run), ids))
     assert "bits per byte" in phase2("evaluate", run, "--text", text)
+
+
+def test_evaluate_needs_something_to_predict(run, tmp_path):
+    (tmp_path / "one.txt").write_text("a")
+    said = phase2("evaluate", run, "--text", tmp_path / "one.txt", code=1)
+    assert "at least two tokens" in said
 
 
 def test_diagnose_writes_a_page_and_numbers(run, text, tmp_path):
@@ -136,16 +149,22 @@ def test_completion():
         (["generate", "RUN", "--prompt", ""], 1, "at least one token"),
         (["generate", "RUN", "--prompt", "a", "--temperature", "-1"], 1, "temperature must be"),
         (["generate", "RUN", "--prompt", "a", "--device", "nonsense"], 1, "--device nonsense"),
+        (["generate", "RUN", "--prompt", "a", "--device", "meta"], 1, "--device meta"),
         (["generate", "TEXT", "--prompt", "a"], 1, "my.txt: "),
+        (["train", "--text", "LATIN", "--tokenizer", "bpe"], 1, "byte pairs need UTF-8, byte 2 of"),
         (["evaluate", "RUN", "--text", "EMPTY"], 1, "must hold some text"),
         (["diagnose", "RUN", "--text", "TEXT", "--out", "no/such/folder.html"], 1, "no/such"),
+        (["diagnose", "RUN", "--text", "TEXT", "--json", "no/such/folder.json"], 1, "no/such"),
+        (["diagnose", "RUN", "--text", "TEXT", "--out", "a", "--json", "a"], 1, "two files"),
     ],
 )
 def test_failures_are_one_line_and_a_code(run, text, tmp_path, monkeypatch, arguments, code, words):
     monkeypatch.chdir(tmp_path)
     empty = tmp_path / "empty.txt"
     empty.touch()
-    places = {"RUN": run, "TEXT": text, "EMPTY": empty}
+    latin = tmp_path / "latin.txt"
+    latin.write_text("na\xefve " * 100, encoding="latin-1")
+    places = {"RUN": run, "TEXT": text, "EMPTY": empty, "LATIN": latin}
     small = TINY + QUICK if arguments[0] == "train" and code == 1 else []
     chosen = [arguments[0], *small, *(places.get(a, a) for a in arguments[1:])]
     said = phase2(*chosen, code=code)

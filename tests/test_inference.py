@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from phase2.inference import (
     choose_token,
@@ -216,7 +218,7 @@ def test_texts_are_only_sliced(model):
             return 100
 
         def __getitem__(self, key):
-            assert isinstance(key, slice) and key.stop - key.start <= 33
+            assert isinstance(key, slice) and key.stop - (key.start or 0) <= 33
             return ids[key]
 
     loss = evaluate(model, ids)["loss"]
@@ -224,9 +226,22 @@ def test_texts_are_only_sliced(model):
         assert evaluate(model, other, chunk=32)["loss"] == pytest.approx(loss, abs=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"ids": [1]}, {"ids": []}, {"ids": [1, 2], "chunk": 0}], ids=str)
-def test_texts_that_cannot_be_scored(model, wrong):
-    with pytest.raises(ValueError, match="ids must hold|chunk must be"):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ids": [1]}, "ids must hold at least two"),
+        ({"ids": []}, "ids must hold at least two"),
+        ({"ids": [1, 2], "chunk": 0}, "chunk must be"),
+        ({"ids": [1, 2, 300]}, "got 300"),  # a token that is only predicted
+        ({"ids": [1, 2, -100]}, "got -100"),  # which a loss of torch would skip
+        ({"ids": torch.zeros(1, 9, dtype=torch.long)}, r"ids must be integers of shape \(N,\)"),
+        ({"ids": [1, 2], "n_bytes": -1}, "n_bytes must be a number above 0, got -1"),
+        ({"ids": [1, 2], "n_bytes": 0}, "n_bytes must be a number above 0, got 0"),
+    ],
+    ids=str,
+)
+def test_texts_that_cannot_be_scored(model, wrong, message):
+    with pytest.raises(ValueError, match=message):
         evaluate(model, **wrong)
 
 
@@ -239,7 +254,21 @@ def test_text_round_trip_in_whole_characters(text):
 
 def test_bytes_that_are_no_text_are_shown_and_do_not_hold_back_the_rest():
     assert "".join(stream_text([0xFF, ord("a"), 0xE6])) == "\ufffda\ufffd"
-    assert len(list(stream_text([0xFF] * 100))) >= 25
+    assert len(list(stream_text([0xFF] * 100))) == 100
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_streamed_as_they_decode(raw):
+    assert "".join(stream_text(raw)) == raw.decode(errors="replace")
+
+
+def test_ids_that_are_no_bytes_are_shown():
+    """A model may know more tokens than there are bytes."""
+    assert ByteTokenizer().decode([104, 300, 105]) == "h\ufffdi"
+
+
+def test_a_stop_token_is_no_text():
+    assert "".join(stream_text([104, 105, 0, 0], stop_token=0)) == "hi"
 
 
 def session(model, lines, **options):
@@ -268,6 +297,14 @@ def test_a_session_remembers_until_it_is_reset(model):
     assert said == text(one[0, 3:]) + text(two[0])
     said = session(model, ["abc", "reset", "de", "quit", "abc"], max_new_tokens=12)
     assert said == text(one[0, 3:]) + text(alone[0])
+
+
+def test_a_session_stops_at_the_stop_token(model):
+    prompt = ByteTokenizer().encode("abc").long()[None]
+    free = generate(model, prompt, 12)[0, 3:].tolist()
+    stop = free[5]
+    said = session(model, ["abc"], max_new_tokens=12, stop_token=stop)
+    assert said == ByteTokenizer().decode(free[: free.index(stop)])
 
 
 def test_a_session_speaks_with_the_tokenizer_of_the_model(model):

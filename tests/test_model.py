@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import warnings
 
 import pytest
@@ -199,6 +200,20 @@ def test_diagnostics_have_the_seeds_entries():
     json.dumps([diagnostics["snr_stats"], diagnostics["stability_metrics"]])
 
 
+@pytest.mark.parametrize(("length", "since"), [(3, 3), (8, 8), (9, 1)])
+def test_energy_changes_at_a_rate_since_the_last_consolidation(length, since):
+    model = tiny(consolidate_every=8, dt=0.5)
+    _, diagnostics, state = model(tokens(1, length), return_diagnostics=True, return_state=True)
+    for metrics, layer in zip(diagnostics["stability_metrics"], state.layers, strict=True):
+        change = layer.fast_weights.square().sum((-2, -1)) - layer.energy
+        assert metrics["dE_dt"] == pytest.approx(change.mean().item() / (0.5 * since), rel=1e-4)
+
+
+def test_an_average_input_is_written_at_the_rate_of_the_configuration():
+    for block in tiny().blocks:
+        assert block.eta(torch.zeros(16)).eq(0).all()
+
+
 def test_statistics():
     model = tiny()
     model(tokens(1, 9))
@@ -206,6 +221,9 @@ def test_statistics():
     assert stats["num_parameters"] == sum(p.numel() for p in model.parameters())
     assert stats["num_layers"] == len(stats["block_stats"]) == 2
     assert stats["block_stats"][0]["fast_weight_norm"] > 0
+    _, gamma = model.blocks[0].potential(torch.zeros(16))
+    expected = (math.log(2) / gamma).tolist()
+    assert stats["block_stats"][0]["half_life"] == pytest.approx(expected)
     json.dumps(stats)
 
 
@@ -227,6 +245,10 @@ def test_presets_are_not_degenerate(preset):
         assert metrics["energy"] > 1e-3 and metrics["margin"] >= 0
 
 
+WIDE = Phase2Config(**TINY | {"d_model": 32})
+DEEP = Phase2Config(**TINY | {"n_layers": 3})
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -237,11 +259,38 @@ def test_presets_are_not_degenerate(preset):
         (lambda m: m(tokens(2, 3), attention_mask=torch.ones(2, 4)), "attention_mask must have"),
         (lambda m: m(tokens(2, 3), state=empty_state(m.config, 1)), "state is for a batch of 1"),
         (lambda m: m(tokens(1, 3), state=poisoned(m)), "state must be finite"),
+        (lambda m: m(tokens(1, 1), state=poisoned(m)), "state must be finite"),
+        (lambda m: m(tokens(1, 1), state=empty_state(WIDE, 1)), "2 layers with 2 heads of width 8"),
+        (lambda m: m(tokens(1, 1), state=empty_state(DEEP, 1)), "2 layers with 2 heads of width 8"),
+        (lambda m: m(tokens(1, 3), state=empty_state(m.config, 1).layers), "must be a Phase2State"),
+        (lambda m: m(tokens(0, 3), return_diagnostics=True), "got a batch of 0"),
     ],
 )
 def test_bad_calls_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(tiny())
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_weights_that_are_no_numbers_are_refused(length):
+    model = tiny()
+    with torch.no_grad():
+        model.blocks[0].qkv.weight[0, 0] = torch.nan
+        model.blocks[1].memory_norm.weight[0] = torch.nan
+    with pytest.raises(ValueError, match="smallest value is nan"):
+        model(tokens(1, length))
+
+
+@pytest.mark.parametrize("length", [0, 1, 20])
+def test_a_batch_of_no_rows(length):
+    logits, state = tiny()(tokens(0, length), return_state=True)
+    assert logits.shape == (0, length, 40) and state.layers[0].fast_weights.shape == (0, 2, 8, 8)
+
+
+def test_ids_may_be_of_any_integer_type():
+    model, text = tiny(), tokens(2, 9)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(model(text.to(dtype)), model(text))
 
 
 def poisoned(model):
@@ -277,6 +326,8 @@ def test_configuration_round_trip_and_factory():
     assert Phase2IntegratedModel(**TINY).config == config
     with pytest.raises(ValueError, match="preset must be one of small, base, large, got 'tiny'"):
         create_phase2_model(preset="tiny")
+    with pytest.raises(TypeError, match="config must be a Phase2Config, got dict"):
+        create_phase2_model(config=TINY)
     with pytest.raises(ValueError, match="preset or config, not both"):
         create_phase2_model(preset="small", config=config)
 

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+import phase2
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
@@ -49,7 +51,13 @@ def test_importing_phase2_loads_no_plotting():
 
 def test_help_and_completion_answer_without_torch():
     code = "import sys, phase2.cli; assert 'torch' not in sys.modules; phase2.create_phase2_model"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_phase2_has_its_names_and_its_mechanisms_and_no_others():
+    assert {*phase2.__all__, "memory", "stability"} <= set(dir(phase2))
+    assert phase2.memory.memory_chunked and phase2.Phase2Config
+    assert not hasattr(phase2, "cli.app") and not hasattr(phase2, "nothing")
 
 
 def test_wheel_holds_phase2_alone(tmp_path):

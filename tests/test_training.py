@@ -180,6 +180,15 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_model_without_its_run_is_not_overwritten(tmp_path, resume):
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "tokenizer.json").touch()
+    with pytest.raises(FileExistsError, match="model.safetensors exists, without its run"):
+        train(tiny(), DATA, **RUN, out=tmp_path, resume=resume)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_run_is_not_overwritten(finished):
     before = (finished / "training.pt").read_bytes()
     with pytest.raises(FileExistsError, match="training.pt exists"):
