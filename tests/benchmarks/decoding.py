@@ -1,9 +1,10 @@
 """What a token costs when decoding, early and late in a text, beside two peers of equal size.
 
-    pip install ".[bench]"; python tests/benchmarks/decoding.py [--positions 100 1000 10000]
+    pip install ".[bench]"; python tests/benchmarks/decoding.py [--positions 100 1000] [--compile]
 
 phase2 and Mamba2 keep a state of fixed size; Llama keeps a key and a value for every token. The
-limit is reading the weights once a token. Llama is left out beyond 10 000 tokens.
+limit is reading the weights once a token. Llama is left out beyond 10 000 tokens. With --compile
+all of them go through torch.compile; the median leaves the compiling out.
 """
 
 import argparse
@@ -42,16 +43,17 @@ def read(model, name, count):
     return cache
 
 
-def decode(models, position):
-    """Median seconds a token of each model, after `position` tokens."""
+def decode(models, position, prepare):
+    """Median seconds a token of each model, prepared for it, after `position` tokens."""
     names = [name for name in models if name != "Llama" or position <= LONGEST]
     caches = {name: read(models[name], name, position) for name in names}
+    ready = {name: prepare(models[name]) for name in names}
     times, token = {name: [] for name in names}, torch.zeros(1, 1, dtype=torch.long)
     for _ in range(ROUNDS):
         for name in names:
             for _ in range(TURN):
                 start = time.perf_counter()
-                logits, caches[name] = advance(models[name], name, token, caches[name])
+                logits, caches[name] = advance(ready[name], name, token, caches[name])
                 token = logits.argmax(-1)
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(found) for name, found in times.items()}
@@ -73,7 +75,8 @@ def weights_once(model):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--positions", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
-    positions = parser.parse_args().positions
+    parser.add_argument("--compile", action="store_true")
+    settings = parser.parse_args()
     torch.manual_seed(0)
     ours = create_phase2_model(preset="small").eval()
     models = {
@@ -84,8 +87,8 @@ def main():
     print(machine())
     print(f"the weights alone: {1e3 * weights_once(ours):.2f} ms a token")
     first = None
-    for position in positions:
-        found = decode(models, position)
+    for position in settings.positions:
+        found = decode(models, position, torch.compile if settings.compile else lambda model: model)
         first = first or found["phase2"]
         each = ", ".join(
             f"{name} {1e3 * x:.2f} ms ({x / found['phase2']:.2f} x)" for name, x in found.items()

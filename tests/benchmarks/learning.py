@@ -1,6 +1,6 @@
 """What learns better: the small model as it is, or with one thing changed? Several seeds each.
 
-    python tests/benchmarks/learning.py [--variants full ...] [--seeds 3] [--device cuda]
+    python tests/benchmarks/learning.py [--variants full ...] [--seeds 0 1 2] [--device cuda]
 
 All variants have the same parameters and read the same tokens: the sources of the standard
 library, every tenth file held out. Printed: bits per byte on held-out text, read in rows of 4096
@@ -135,7 +135,7 @@ def alive(model, text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", default="cpu")
@@ -145,7 +145,7 @@ def main():
     print(f"{len(train) / 1e6:.1f} MB of text, {read:.1f} M tokens, torch {torch.__version__}")
     for name in settings.variants:
         found, start = [], time.perf_counter()
-        for seed in range(settings.seeds):
+        for seed in settings.seeds:
             torch.manual_seed(seed)
             model, replaced = new_model(name).to(settings.device), VARIANTS[name][1]
             with mock.patch.object(*replaced) if replaced else contextlib.nullcontext():
