@@ -45,7 +45,7 @@ def output_text(cell):
 def test_measured_numbers_in_prose_are_committed_results(notebook):
     results = (Path(__file__).parent / "benchmarks" / "RESULTS.md").read_text()
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    measured = r"\d+(?:\.\d+)?\s*±\s*\d+(?:\.\d+)?"
+    measured = r"(\d+(?:\.\d+)?)\s*±\s*(\d+(?:\.\d+)?)"
     assert not {*re.findall(measured, prose)} - {*re.findall(measured, results)}
 
 

@@ -129,6 +129,13 @@ def test_math_is_typeset(load, name):
     for formula in page.locator(".bd-article .math").all():
         assert formula.locator("mjx-container").count(), formula.text_content()
     assert page.locator(".bd-article mjx-merror, .bd-article [data-mjx-error]").count() == 0
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll('.bd-article div.math')]
+            .filter(e => { const m = e.querySelector('mjx-container');
+                           return m.scrollWidth > m.clientWidth + 1; })
+            .map(e => e.id || e.textContent)"""
+    )
+    assert cut == []  # none is wider than its column
     prose = page.evaluate(
         """() => {
             const copy = document.querySelector('.bd-article').cloneNode(true);
