@@ -60,6 +60,23 @@ def test_phase2_has_its_names_and_its_mechanisms_and_no_others():
     assert not hasattr(phase2, "cli.app") and not hasattr(phase2, "nothing")
 
 
+def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("huggingface_hub")
+    from phase2.checkpoints import save_pretrained
+
+    readme = (ROOT / "README.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text(readme)
+    Path("my.txt").write_text(readme[:300])
+    names = {}
+    exec(first.replace("range(100)", "range(2)"), names)  # noqa: S102
+    assert names["state"].position.tolist() == [65]
+    save_pretrained(names["model"], "my-model")
+    exec(second, {})  # noqa: S102
+    assert "mean SNR" in capsys.readouterr().out
+
+
 def test_wheel_holds_phase2_alone(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
