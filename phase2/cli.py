@@ -7,6 +7,7 @@ Written by hand, over the functions of the package. Torch is imported by the com
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -20,6 +21,7 @@ except ModuleNotFoundError:
 
 __all__ = ["app", "main"]
 
+OPTIONS = "options.json"  # of a run, in its folder
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C has ended
 
 app = typer.Typer(
@@ -111,6 +113,7 @@ def fields(pairs: list[str]) -> dict[str, Any]:
 @app.command()
 @readable
 def train(
+    context: typer.Context,
     text: Texts,
     out: Annotated[Path, typer.Option(help="Folder for the run and the model.")] = Path("run"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -135,58 +138,63 @@ def train(
     precision: Annotated[Precision | None, typer.Option(help="[default: float32]")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
 ) -> None:
-    """Train a model on text files. Ctrl-C saves; --resume goes on, exactly.
+    """Train a model on text files. Ctrl-C saves; --resume goes on, exactly, with the same options.
 
     Several GPUs: torchrun --nproc_per_node 4 -m phase2.cli train --text my.txt
     """
     from phase2.training import TrainSettings
 
-    settings = TrainSettings(
-        steps=steps,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        evaluate_every=evaluate_every,
-        save_every=save_every,
-        patience=patience,
-        seed=seed,
-    )
-    data = read_data(text, tokenizer.value, vocab_size, held_out, out if resume else None)
-    values = {"vocab_size": data.tokenizer.vocab_size, **fields(set_ or [])}
-    run_training(data, preset.value, values, settings, out, resume, precision, cpu)
+    # most parameters are read from here, by name: --resume can change where they come from
+    options = remembered(context) if resume else dict(context.params)
+    settings = {
+        name: options[name] for name in TrainSettings.__dataclass_fields__ if name in options
+    }
+    data = read_data(text, options, out if resume else None)
+    values = {"vocab_size": data.tokenizer.vocab_size, **fields(options["set_"] or [])}
+    run_training(data, values, TrainSettings(**settings), options, out, resume)
 
 
-def read_data(text, tokenizer, vocab_size, held_out, run):
+def remembered(context: typer.Context) -> dict[str, Any]:
+    """The options of `train`: those given now, then those its run was started with."""
+    path = context.params["out"] / OPTIONS
+    before = json.loads(path.read_text()) if path.exists() else {}
+    source = context.get_parameter_source
+    defaults = {name for name in context.params if source(name).name == "DEFAULT"}
+    return {**context.params, **{name: before[name] for name in defaults & before.keys()}}
+
+
+def read_data(text, options, run):
     """The texts, tokenized; with the tokenizer of the run to resume, if it has one."""
     from phase2.training import text_data
 
+    tokenizer = options["tokenizer"]
     if run and (run / "tokenizer.json").exists():
         from phase2.checkpoints import read_tokenizer
 
         tokenizer = read_tokenizer(run)
-    return text_data(text, tokenizer, vocab_size, held_out)
+    return text_data(text, tokenizer, options["vocab_size"], options["held_out"])
 
 
-def run_training(data, preset, values, settings, out, resume, precision, cpu) -> None:
+def run_training(data, values, settings, options, out, resume) -> None:
     """Train a new model, save it as a folder of the Hub's form, and say how it went."""
     import torch
 
     from phase2.checkpoints import save_pretrained
     from phase2.model import create_phase2_model
-    from phase2.training import CHECKPOINT, need
+    from phase2.training import CHECKPOINT, MODEL, need, write_atomically
     from phase2.training import train as train_model
 
-    if resume and not (out / CHECKPOINT).exists():
-        typer.echo(f"phase2: there is no run in {out} to resume; starting one", err=True)
-
     torch.manual_seed(settings.seed)
-    model = create_phase2_model(preset=preset, **values)
-    precision = precision and precision.value
-    accelerator = need("accelerate").Accelerator(mixed_precision=precision, cpu=cpu)
-    options = {"out": out, "resume": resume, "accelerator": accelerator}
-    history = train_model(model, data, settings, **options)
+    model = create_phase2_model(preset=options["preset"], **values)
+    accelerator = need("accelerate").Accelerator(
+        mixed_precision=options["precision"], cpu=options["cpu"]
+    )
+    if accelerator.is_main_process and not any((out / x).exists() for x in (CHECKPOINT, MODEL)):
+        if resume:
+            typer.echo(f"phase2: there is no run in {out} to resume; starting one", err=True)
+        chosen = json.dumps(options, default=str, indent=2)
+        write_atomically(out / OPTIONS, lambda file: file.write(chosen.encode()))
+    history = train_model(model, data, settings, out=out, resume=resume, accelerator=accelerator)
     if accelerator.is_main_process:
         save_pretrained(model, out, data.tokenizer)
         best = min((entry["held_out"] for entry in history if "held_out" in entry), default=None)

@@ -63,6 +63,15 @@ def test_train_refuses_to_overwrite_and_resumes(run, text):
     assert "learning_rate was" in phase2(*again, "--resume", "--learning-rate", 1, code=1)
 
 
+def test_resuming_remembers_the_options(run, text, tmp_path):
+    bare = ["train", "--text", text, "--out", run, "--resume"]
+    assert phase2(*bare).startswith("12 steps, ")
+    assert "learning_rate was 0.01 and is 1.0" in phase2(*bare, "--learning-rate", 1, code=1)
+    assert "d_model was 16 and is 32" in phase2(*bare, "--set", "d_model=32", code=1)
+    options = json.loads((run / "options.json").read_text())
+    assert options["learning_rate"] == 0.01 and options["tokenizer"] == "bytes"
+
+
 def test_resuming_nothing_starts_and_says_so(text, tmp_path):
     options = [*TINY, *QUICK, "--resume", "--out", tmp_path / "new"]
     result = CliRunner().invoke(app, ["train", "--text", str(text), *map(str, options)])
@@ -75,7 +84,7 @@ def test_train_with_byte_pairs(text, tmp_path):
     arguments = ["train", "--text", text, "--out", tmp_path, *TINY, *QUICK, *pairs]
     phase2(*arguments)
     assert from_pretrained(tmp_path).tokenizer.vocab_size == 280
-    phase2(*arguments, "--resume")
+    phase2("train", "--text", text, "--out", tmp_path, "--resume")
     scores = json.loads(phase2("evaluate", tmp_path, "--text", text, "--json"))
     assert scores["bits_per_byte"] < scores["loss"]  # a token is several bytes
     assert phase2("generate", tmp_path, "--prompt", "12 squared", "--max-tokens", 5)
@@ -194,3 +203,6 @@ def test_ctrl_c_saves(text, tmp_path):
     steps = torch.load(out / "training.pt")["step"]
     assert len(history.read_text().splitlines()) == steps >= 3
     assert not [name for name in os.listdir(out) if name.startswith(".")]
+    again = [*command[:3], "train", "--text", text, "--out", out, "--resume", "--steps", "9"]
+    said = subprocess.run(list(map(str, again)), stderr=subprocess.PIPE, text=True, timeout=60)
+    assert said.returncode == 1 and "steps was 100000 and is 9" in said.stderr
