@@ -1,4 +1,4 @@
-"""How the benchmarks measure: the best of several runs, side by side in one process."""
+"""How the benchmarks measure: the best of several runs, what is compared taking turns."""
 
 import platform
 import time
