@@ -1,5 +1,6 @@
 """Generation equals recomputing the prefix, in any batch; scores do not depend on the pieces."""
 
+import copy
 import itertools
 import math
 
@@ -61,6 +62,13 @@ def test_generate_equals_recomputing_the_prefix(model, options):
     slow = recompute(model, ids, 60, lambda z: choose_token(z, generator=generators[1], **options))
     assert torch.equal(found, slow)
     assert torch.equal(found[:, :10], ids)
+
+
+def test_a_compiled_model_writes_the_same_text(model):
+    """With two consolidations on the way."""
+    ids, compiled = prompts(1, 10), copy.deepcopy(model)
+    compiled.compile(backend="aot_eager")
+    assert torch.equal(generate(compiled, ids, 30), generate(model, ids, 30))
 
 
 def test_the_global_random_state_is_used_as_topk_and_multinomial_use_it():
