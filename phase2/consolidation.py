@@ -5,10 +5,26 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from phase2.memory import check_memory, evolve, memory_chunked, memory_step
-from phase2.resonance import resonate
-from phase2.snr import select
+from phase2.memory import (
+    Chunks,
+    answers,
+    carry,
+    check_memory,
+    chunk,
+    chunk_gradients,
+    cumulative_angle,
+    evolve,
+    memory_chunked,
+    memory_step,
+    overlap,
+    read_gradients,
+    turn,
+    writes,
+)
+from phase2.resonance import filter_modes, resonate
+from phase2.snr import select, selection
 from phase2.stability import coherence, controller, energy, restart, running_bound
 
 __all__ = [
@@ -20,6 +36,18 @@ __all__ = [
     "choose",
     "stretch",
     "token",
+    "pass_looks",
+    "pass_looks_back",
+    "apart",
+    "accumulate",
+    "consolidated_forward",
+    "consolidated_backward",
+    "ConsolidatedMemory",
+    "CHUNK",
+    "stretches",
+    "pass_through",
+    "TOGETHER",
+    "is_quiet",
     "remember",
 ]
 
@@ -103,16 +131,21 @@ def consolidate(state, basis, config):
 
 
 # %% notebooks/06_consolidation.ipynb#remember
-def stretch_lengths(position, length, every):
-    """How `length` tokens after the first `position` are cut at the multiples of `every`."""
-    first = min(length, every - position % every)
+def stretch_lengths(position, length, every, together=1):
+    """How `length` tokens after the first `position` are cut at multiples of `every`.
+
+    Whole stretches come in groups of up to `together`.
+    """
+    first = min(length, -position % every)  # the rest of a stretch under way
     whole, rest = divmod(length - first, every)
-    return [first] + [every] * whole + [rest] * (rest > 0)
+    groups, left = divmod(whole, together)
+    lengths = [first, *[together * every] * groups, left * every, rest]
+    return [tokens for tokens in lengths if tokens]
 
 
-def cut(tensors, mask, position, every):
-    """The stretches of tensors (B, N, …) and of a mask (B, N) or None, one tuple a stretch."""
-    lengths = stretch_lengths(position, tensors[0].shape[1], every)
+def cut(tensors, mask, position, every, together):
+    """The parts of tensors (B, N, …) and of a mask (B, N) or None, one tuple a part."""
+    lengths = stretch_lengths(position, tensors[0].shape[1], every, together)
     if len(lengths) == 1:
         return [(*tensors, mask)]
     # split, not slices: the gradient of a slice is as long as the whole sequence
@@ -174,7 +207,247 @@ def token(q, k, v, gamma, potential, eta, state, dt):
     return y, gamma, state._replace(fast_weights=weights, **limits)
 
 
+# %% notebooks/06_consolidation.ipynb#looks
+def pass_looks(written, first, faded, spin, basis, config):
+    """Equation (eq-looks) from stretch to stretch, in the rotating frame.
+
+    Args:
+        written: what each of S stretches has written, (B, S, H, D, D).
+        first: W̃ at the start of the first, (B, H, D, D).
+        faded: a of each stretch, (B, S, H, 1, 1).
+        spin: e^{−iΦ} at the end of each stretch, (B, S, H).
+        basis, config: see :func:`consolidate`.
+
+    Returns:
+        W̃ at the start of each stretch, (B, S, H, D, D), and the matrices of the looks: P of all,
+        (B, S − 1, H, D, D), and where there is a basis A and B of one after the other, (B, H, D, D).
+    """
+    written = written[:, :-1]  # the last stretch is not looked at
+    keep, _ = selection(written, config.snr_threshold, config.snr_gamma_boost)
+    kept, memories, sides = keep @ written, [first], []
+    if basis is not None:
+        left = turn(basis.to(first), spin[:, :-1])  # R(−Φ) U
+    for s in range(kept.shape[1]):
+        weights = torch.addcmul(kept[:, s], faded[:, s], memories[-1])
+        if basis is not None:
+            strength = config.resonance_strength
+            weights, *found = filter_modes(weights, basis, strength, left=left[:, s])
+            sides += found
+        memories.append(weights)
+    return torch.stack(memories, 1), (keep, *sides)
+
+
+# %% notebooks/06_consolidation.ipynb#looks-back
+def pass_looks_back(dlast, reads, faded, matrices):
+    """The gradient of :func:`pass_looks`.
+
+    Args:
+        dlast: gradient of W̃ at the end of the last stretch, (B, H, D, D).
+        reads: gradient of W̃ at the start of each stretch by what is read there, (B, S, H, D, D).
+        faded, matrices: as there.
+
+    Returns:
+        Gradients, at the end of each stretch, of what it carries and of what it has written,
+        (B, S, H, D, D), and of the first W̃.
+    """
+    keep, *sides = matrices
+    ends = [dlast]
+    for s in range(keep.shape[1] - 1, -1, -1):
+        weights = torch.addcmul(reads[:, s + 1], faded[:, s + 1], ends[-1])
+        if sides:
+            before, after = sides[2 * s : 2 * s + 2]
+            weights = before.mT @ weights @ after.mT
+        ends.append(weights)
+    dfirst = torch.addcmul(reads[:, 0], faded[:, 0], ends[-1])
+    carried = torch.stack(ends[::-1], 1)
+    return carried, torch.cat((keep.mT @ carried[:, :-1], carried[:, -1:]), 1), dfirst
+
+
+# %% notebooks/06_consolidation.ipynb#accumulate
+def apart(x, count):
+    """(B, S n, …) -> (B S, n, …): each of `count` = S stretches as a row of its own."""
+    return x.unflatten(1, (count, -1)).flatten(0, 1)
+
+
+def accumulate(added, across, order):
+    """What :func:`phase2.memory.carry` from nothing leaves, taking chunks in this order.
+
+    Args:
+        added, across: (B, n, H, D, D) and (B, n, H, 1, 1).
+        order: range over the n chunks.
+
+    Returns:
+        (B, H, D, D).
+    """
+    total = added[:, order[0]]
+    for c in order[1:]:
+        total = torch.addcmul(added[:, c], total, across[:, c])
+    return total
+
+
+# %% notebooks/06_consolidation.ipynb#consolidated-forward
+def consolidated_forward(q, k, v, decay, spin, eta, fast_weights, basis, config, size, count):
+    """Equations (eq-chunk) and (eq-looks) for `count` = S whole stretches.
+
+    Args:
+        q, k, v, decay, spin, eta, size: see :func:`phase2.memory.chunk`; C divides a stretch.
+        fast_weights: W before the first token, (B, H, D, D).
+        basis, config: see :func:`consolidate`.
+
+    Returns:
+        Y (B, N, H, D), W̃ at the end of each stretch and at its start, (B, S, H, D, D), and the
+        rest that the backward pass needs.
+    """
+    chunks = chunk(q, k, v, decay, spin, eta, size)
+    added, across = (apart(x, count).to(eta.dtype) for x in (writes(chunks), chunks.across))
+    written = accumulate(added, across, range(added.shape[1]))
+    written, faded = (x.unflatten(0, (-1, count)) for x in (written, across.prod(1)))
+    edges = spin.unflatten(1, (count, -1))[:, :, -1]  # (B, S, H)
+    memories, matrices = pass_looks(written, fast_weights, faded, edges, basis, config)
+    starts, ends = carry(memories.flatten(0, 1), added, across)
+    starts = starts.unflatten(0, (-1, count)).flatten(1, 2).to(v.dtype)
+    y, ends = answers(chunks, starts), ends.unflatten(0, (-1, count))
+    return y, ends, memories, (faded, starts, *chunks, *matrices)
+
+
+# %% notebooks/06_consolidation.ipynb#consolidated-backward
+def consolidated_backward(ends, memories, saved, v, eta, spin, dy, dlast, dearlier):
+    """The backward pass of :func:`consolidated_forward`.
+
+    Args:
+        ends, memories, saved: what it returned.
+        v, eta, spin: its arguments.
+        dy: gradient of Y, (B, N, H, D).
+        dlast, dearlier: gradients of W̃ at the end of the last stretch and at its start, or None.
+
+    Returns:
+        Gradients of q, k, v, Γ dt, V dt, η and the first W.
+    """
+    parts, count = len(Chunks._fields), memories.shape[1]
+    faded, starts, *saved = saved
+    chunks, matrices = Chunks(*saved[:parts]), saved[parts:]
+    dy, dy_since, reads = read_gradients(chunks, dy)
+    reads, across = (apart(x, count).to(eta.dtype) for x in (reads, chunks.across))
+    total = accumulate(reads, across, range(reads.shape[1])[::-1]).unflatten(0, (-1, count))
+    if dearlier is not None:
+        total = torch.cat((total[:, :-1], (total[:, -1] + dearlier)[:, None]), 1)
+    dlast = torch.zeros_like(total[:, 0]) if dlast is None else dlast
+    carried, written, dfirst = pass_looks_back(dlast, total, faded, matrices)
+    dends, _ = carry(written.flatten(0, 1), reads, across, backwards=True)
+    # ⟨dW̃_C, W̃_C⟩ as if all had been written in this stretch, and what that misses
+    inner = overlap(dends[:, :-1], apart(starts, count)[:, 1:])
+    outer = overlap(dends[:, -1], ends.flatten(0, 1))
+    handed_on = torch.cat((inner, outer[:, None]), 1).unflatten(0, (-1, count))
+    missed = overlap(carried[:, :-1] - written[:, :-1], memories[:, :-1])
+    handed_on[:, :-1] += (missed * faded[:, :-1, :, 0, 0])[:, :, None]
+    dends = dends.unflatten(0, (-1, count)).flatten(1, 2)
+    rates = handed_on.flatten(1, 2), dy, dy_since, v, eta, spin
+    return *chunk_gradients(chunks, starts, dends, *rates), dfirst
+
+
+# %% notebooks/06_consolidation.ipynb#consolidated
+class ConsolidatedMemory(torch.autograd.Function):
+    """:func:`consolidated_forward` and its backward pass as one differentiable operation."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, decay, angle, eta, fast_weights, basis, config, size, count):
+        """q, k, v, Γ dt, V dt, η, W, … -> Y, the last W, W after the last look, and of
+        each stretch the energy at its end and ‖W‖ at its start, (B, S, H)."""
+        spin = torch.polar(torch.ones_like(angle), -cumulative_angle(angle))  # e^{−iΦ}
+        rest = eta, fast_weights, basis, config, size, count
+        with torch.autocast(q.device.type, enabled=False):
+            y, ends, memories, saved = consolidated_forward(q, k, v, decay, spin, *rest)
+        sizes = torch.linalg.vector_norm(memories, dim=(-2, -1))
+        ctx.every = q.shape[1] // count
+        ctx.save_for_backward(v, eta, spin, ends, memories, *saved)
+        ctx.mark_non_differentiable(energies := energy(ends), sizes)
+        ctx.set_materialize_grads(False)
+        last = turn(ends[:, -1], spin[:, -1].conj())  # W = R(Φ) W̃
+        earlier = turn(memories[:, -1], spin[:, -1 - ctx.every].conj())
+        return y, last, earlier, energies, sizes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, dlast, dearlier, *_):
+        """Gradients of the first three results -> gradients of every tensor argument."""
+        v, eta, spin, ends, memories, *saved = ctx.saved_tensors
+        turns = (dlast, spin[:, -1]), (dearlier, spin[:, -1 - ctx.every])
+        dlast, dearlier = (None if x is None else turn(x, factor) for x, factor in turns)
+        dy = torch.zeros_like(v) if dy is None else dy
+        with torch.autocast(dy.device.type, enabled=False):
+            rest = v, eta, spin, dy, dlast, dearlier
+            return *consolidated_backward(ends, memories, saved, *rest), *[None] * 4
+
+
+# %% notebooks/06_consolidation.ipynb#stretches
+CHUNK = 64  # tokens in a chunk of several stretches
+
+
+def stretches(q, k, v, gamma, potential, eta, state, count, basis, config):
+    """`count` > 1 whole stretches with a look between two of them, if no look changes a rate.
+
+    Shapes as in :func:`remember`; `state` is that after a look, or empty. Returns y, Γ and the new
+    state, or None if the controller would add to Γ.
+    """
+    dtype, dt = torch.promote_types(q.dtype, torch.float32), config.dt
+    rates = [x.to(dtype) for x in (gamma * dt, potential * dt, eta)]
+    decay, angle, eta = rates
+    options = basis, config, min(CHUNK, config.consolidate_every), count
+    tensors = q, k.to(q.dtype), v.to(q.dtype), *rates
+    found = ConsolidatedMemory.apply(*tensors, state.fast_weights, *options)
+    y, weights, earlier, energies, sizes = found
+    with torch.no_grad():
+        strength = eta * torch.linalg.vector_norm(v, dim=-1, dtype=dtype)
+        bound = torch.cat((state.bound[:, None], sizes[:, 1:]), 1)  # at the starts, (B, S, H)
+        incoherent = torch.cat((state.incoherent[:, None], sizes[:, 1:].square()), 1)
+        limits = running_bound(
+            bound.flatten(0, 1),
+            incoherent.flatten(0, 1),
+            apart(strength, count),
+            apart(decay, count),
+        )
+        bound, incoherent = (x.unflatten(0, (-1, count)) for x in limits)
+        driven = coherence(energies, bound, incoherent)
+        if controller(driven[:, :-1], config.gamma_adjust_rate).any():
+            return None
+    faded, turned = (x[:, -config.consolidate_every :].sum(1) for x in (decay, angle))
+    limits = (x[:, -1] for x in (bound, incoherent, sizes.square()))
+    rates = state.gamma_shift, state.eta_scale, state.last_key
+    state = MemoryState(weights, earlier, faded, turned, *limits, driven[:, -2], *rates)
+    return y, gamma, state
+
+
 # %% notebooks/06_consolidation.ipynb#remember-loop
+def pass_through(tensors, mask, state, position, basis, config, together):
+    """:func:`remember` with up to `together` stretches at once, if the state is quiet."""
+    outputs, every = [], config.consolidate_every
+    for *now, part in cut(tensors, mask, position, every, together):
+        ready, count = state, now[0].shape[1] // every
+        if position and position % every == 0:
+            ready = consolidate(state, basis, config)
+            ready = ready if mask is None else choose(part[:, 0], ready, state)
+        if count < 2:
+            found = stretch(*now, ready, config, part)
+        else:
+            found = stretches(*now, ready, count, basis, config) if is_quiet(ready) else None
+        if found is None:
+            found = pass_through(now, mask, state, position, basis, config, 1)
+        *output, state = found
+        outputs.append(output)
+        position += now[0].shape[1]
+    y, gamma = outputs[0] if len(outputs) == 1 else (torch.cat(x, 1) for x in zip(*outputs))
+    return y, gamma, state
+
+
+# %% notebooks/06_consolidation.ipynb#remember-function
+TOGETHER = 8  # stretches at once: more is hardly faster, and a lost bet costs as much again
+
+
+def is_quiet(state):
+    """Are this stretch's rates those that its tokens ask for?"""
+    return not state.gamma_shift.any() and bool((state.eta_scale == 1).all())
+
+
 def remember(q, k, v, gamma, potential, eta, state, position, basis, config, mask=None):
     """A sequence through the memory, with a consolidation between stretches.
 
@@ -197,13 +470,8 @@ def remember(q, k, v, gamma, potential, eta, state, position, basis, config, mas
     check_memory(*tensors, state.fast_weights)
     if not q.shape[1]:
         return torch.empty_like(q), gamma, state
-    outputs = []
-    for *now, part in cut(tensors, mask, position, config.consolidate_every):
-        if position and position % config.consolidate_every == 0:
-            due = consolidate(state, basis, config)
-            state = due if mask is None else choose(part[:, 0], due, state)
-        *output, state = stretch(*now, state, config, part)
-        outputs.append(output)
-        position += now[0].shape[1]
-    y, gamma = outputs[0] if len(outputs) == 1 else (torch.cat(x, 1) for x in zip(*outputs))
-    return y, gamma, state
+    # several at once: no rate may depend on a look, and chunks must fit into a stretch
+    free = mask is None and not config.snr_eta_boost and not torch.compiler.is_compiling()
+    fits = config.consolidate_every % min(CHUNK, config.consolidate_every) == 0
+    together = TOGETHER if free and fits else 1
+    return pass_through(tensors, mask, state, position, basis, config, together)

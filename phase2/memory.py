@@ -3,8 +3,11 @@
 
 import itertools
 import math
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 __all__ = [
     "rotate",
@@ -25,9 +28,15 @@ __all__ = [
     "chunk_decays",
     "carry",
     "products",
+    "Chunks",
+    "chunk",
+    "writes",
+    "answers",
     "chunked_forward",
     "overlap",
     "rate_gradients",
+    "read_gradients",
+    "chunk_gradients",
     "chunked_backward",
     "ChunkedMemory",
     "pad",
@@ -276,32 +285,73 @@ def products(a, b, c, d):
     return first.baddbmm_(c.flatten(0, 2), d.flatten(0, 2)).unflatten(0, a.shape[:3])
 
 
-# %% notebooks/02_memory.ipynb#forward
-def chunked_forward(q, k, v, decay, spin, eta, fast_weights, size):
-    """Equation (eq-chunk) for every chunk at once, in the rotating frame.
+# %% notebooks/02_memory.ipynb#chunks
+class Chunks(NamedTuple):
+    """A sequence in chunks, in the rotating frame: the terms of equation (eq-chunk).
+
+    Attributes:
+        q, k, v: Q̃, K̃ and V_η, (B, n, H, C, D).
+        scores: Q̃ K̃ᵀ ⊙ M, (B, n, H, C, C).
+        within, since, until, across: see :func:`chunk_decays`.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scores: Tensor
+    within: Tensor
+    since: Tensor
+    until: Tensor
+    across: Tensor
+
+
+# %% notebooks/02_memory.ipynb#chunk
+def chunk(q, k, v, decay, spin, eta, size):
+    """Cut a sequence into chunks and turn it: what equation (eq-chunk) needs but the memory.
 
     Args:
         q, k, v: (B, N, H, D), N a multiple of `size`; their dtype is that of the products.
         decay: Γ dt, (B, N, H).
         spin: e^{−iΦ}, complex (B, N, H).
         eta: η, (B, N, H).
-        fast_weights: W before the first token, (B, H, D, D).
         size: chunk length C.
 
     Returns:
-        Y (B, N, H, D), the last W̃ (B, H, D, D), and what the backward pass needs.
+        Chunks.
     """
     # R(−Φ) q and R(−Φ) k, (B, n, H, C, D): each pair of entries times e^{−iΦ}
     q, k = (as_real(split_times(as_complex(x), spin, size)).to(v.dtype) for x in (q, k))
     v = split_times(v, eta, size)  # V_η
-    within, since, until, across = chunk_decays(decay, size)
+    within, *decays = chunk_decays(decay, size)
     within = within.to(q.dtype)
-    scores = (q @ k.mT).mul_(within)  # Q̃ K̃ᵀ ⊙ M, (B, n, H, C, C)
-    written = times(k, until).mT @ v  # what the chunk adds to the memory, (B, n, H, D, D)
-    starts, last = carry(fast_weights, written, across)
-    starts = starts.to(q.dtype)
-    y = products(scores, v, times(q, since), starts)  # (B, n, H, C, D)
-    return join(y), last, (q, k, v, scores, starts, last, within, since, until, across)
+    return Chunks(q, k, v, (q @ k.mT).mul_(within), within, *decays)
+
+
+# %% notebooks/02_memory.ipynb#forward
+def writes(chunks):
+    """What each chunk adds to the memory, (e^{−(g_C − g)} ⊙ K̃)ᵀ V_η: (B, n, H, D, D)."""
+    return times(chunks.k, chunks.until).mT @ chunks.v
+
+
+def answers(chunks, starts):
+    """Y of equation (eq-chunk), (B, N, H, D), given each chunk's W̃_0, (B, n, H, D, D)."""
+    return join(products(chunks.scores, chunks.v, times(chunks.q, chunks.since), starts))
+
+
+def chunked_forward(q, k, v, decay, spin, eta, fast_weights, size):
+    """Equation (eq-chunk) for every chunk at once.
+
+    Args:
+        fast_weights: W before the first token, (B, H, D, D).
+        q, k, v, decay, spin, eta, size: see :func:`chunk`.
+
+    Returns:
+        Y (B, N, H, D), the last W̃ (B, H, D, D), each chunk's W̃_0 (B, n, H, D, D), and the Chunks.
+    """
+    chunks = chunk(q, k, v, decay, spin, eta, size)
+    starts, last = carry(fast_weights, writes(chunks), chunks.across)
+    starts = starts.to(v.dtype)
+    return answers(chunks, starts), last, starts, chunks
 
 
 # %% notebooks/02_memory.ipynb#rate-gradients
@@ -328,36 +378,68 @@ def rate_gradients(q, k, dq, dk, handed_on):
     return total.real, total.imag
 
 
-# %% notebooks/02_memory.ipynb#backward
-def chunked_backward(saved, v, eta, spin, dy, dlast, size):
-    """Equations (eq-backward) and (eq-complex-gradient).
+# %% notebooks/02_memory.ipynb#read-gradients
+def read_gradients(chunks, dy):
+    """What the gradient of the answers is to the memories that gave them: equation (eq-backward).
 
     Args:
-        saved: the third result of :func:`chunked_forward`.
-        v, eta, spin: its arguments.
-        dy, dlast: gradients of Y (B, N, H, D) and of the last W̃ (B, H, D, D).
-        size: chunk length C.
+        chunks: Chunks.
+        dy: gradient of Y, (B, N, H, D).
 
     Returns:
-        Gradients of q, k, v, Γ dt, V dt, η and the first W.
+        dY in chunks and e^{−g} ⊙ dY, (B, n, H, C, D), and Q̃ᵀ (e^{−g} ⊙ dY), (B, n, H, D, D).
     """
-    q, k, v_eta, scores, starts, last, within, since, until, across = saved
-    dy = split(dy, size).contiguous()  # (B, n, H, C, D)
+    dy = split(dy, chunks.q.shape[-2]).contiguous()
+    dy_since = times(dy, chunks.since)
+    return dy, dy_since, chunks.q.mT @ dy_since
+
+
+# %% notebooks/02_memory.ipynb#chunk-gradients
+def chunk_gradients(chunks, starts, ends, handed_on, dy, dy_since, v, eta, spin):
+    """Equations (eq-backward) and (eq-complex-gradient), given the gradients of the memories.
+
+    Args:
+        chunks, starts: Chunks, and each chunk's W̃_0, (B, n, H, D, D).
+        ends: gradient of each chunk's W̃_C, (B, n, H, D, D).
+        handed_on: ⟨dW̃_C, W̃_C⟩, complex, (B, n, H).
+        dy, dy_since: see :func:`read_gradients`.
+        v, eta, spin: see :func:`chunk`.
+
+    Returns:
+        Gradients of q, k, v, Γ dt, V dt and η.
+    """
+    q, k, v_eta, scores, within, _, until, _ = chunks
+    size, ends = q.shape[-2], ends.to(q.dtype)
     ds = (dy @ v_eta.mT).mul_(within)
-    dy_since = times(dy, since)
-    # the gradient of the memory, carried from the last chunk to the first
-    ends, dfirst = carry(dlast, q.mT @ dy_since, across, backwards=True)
-    inner, outer = overlap(ends[:, :-1], starts[:, 1:]), overlap(dlast, last)  # ⟨dW̃_C, W̃_C⟩
-    ends = ends.to(q.dtype)
     dq = products(ds, k, dy_since, starts.mT)
     dk = products(ds.mT, q, times(v_eta, until), ends.mT)
     dv = products(scores.mT, dy, times(k, until), ends)
     q, k, dq, dk = (as_complex(x) for x in (q, k, dq, dk))
-    rates = rate_gradients(q, k, dq, dk, torch.cat((inner, outer[:, None]), dim=1))
+    rates = rate_gradients(q, k, dq, dk, handed_on)
     # back from the rotating frame: the inverse turn
     dq, dk = (as_real(join_times(x, spin.conj(), size)).to(v.dtype) for x in (dq, dk))
     deta = join((dv * split(v, size)).sum(-1, dtype=eta.dtype))
-    return dq, dk, join_times(dv, eta, size), *rates, deta, dfirst
+    return dq, dk, join_times(dv, eta, size), *rates, deta
+
+
+# %% notebooks/02_memory.ipynb#backward
+def chunked_backward(chunks, starts, last, v, eta, spin, dy, dlast):
+    """The backward pass of :func:`chunked_forward`.
+
+    Args:
+        chunks, starts, last: what it returned.
+        v, eta, spin: its arguments.
+        dy, dlast: gradients of Y (B, N, H, D) and of the last W̃ (B, H, D, D).
+
+    Returns:
+        Gradients of q, k, v, Γ dt, V dt, η and the first W.
+    """
+    dy, dy_since, reads = read_gradients(chunks, dy)
+    # the gradient of the memory, carried from the last chunk to the first
+    ends, dfirst = carry(dlast, reads, chunks.across, backwards=True)
+    inner, outer = overlap(ends[:, :-1], starts[:, 1:]), overlap(dlast, last)  # ⟨dW̃_C, W̃_C⟩
+    handed_on = torch.cat((inner, outer[:, None]), dim=1)
+    return *chunk_gradients(chunks, starts, ends, handed_on, dy, dy_since, v, eta, spin), dfirst
 
 
 # %% notebooks/02_memory.ipynb#function
@@ -373,18 +455,19 @@ class ChunkedMemory(torch.autograd.Function):
         """q, k, v, Γ dt, V dt, η, W, C -> Y and the last W."""
         spin = torch.polar(torch.ones_like(angle), -cumulative_angle(angle))  # e^{−iΦ}
         with torch.autocast(q.device.type, enabled=False):
-            y, last, saved = chunked_forward(q, k, v, decay, spin, eta, fast_weights, size)
-        ctx.save_for_backward(v, eta, spin, *saved)
-        ctx.size = size
+            y, last, starts, chunks = chunked_forward(q, k, v, decay, spin, eta, fast_weights, size)
+        ctx.save_for_backward(*chunks, starts, last, v, eta, spin)
         return y, turn(last, spin[:, -1].conj())  # W_N = R(Φ_N) W̃_N
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy, dlast):
         """Gradients of Y and the last W -> gradients of every tensor argument."""
-        v, eta, spin, *saved = ctx.saved_tensors
+        *chunks, starts, last, v, eta, spin = ctx.saved_tensors
         dlast = turn(dlast, spin[:, -1])
         with torch.autocast(dy.device.type, enabled=False):
-            return *chunked_backward(saved, v, eta, spin, dy, dlast, ctx.size), None
+            chunks = Chunks(*chunks)
+            return *chunked_backward(chunks, starts, last, v, eta, spin, dy, dlast), None
 
 
 # %% notebooks/02_memory.ipynb#chunked

@@ -20,6 +20,7 @@ __all__ = [
     "resonance_basis",
     "safe_ratio",
     "resonance_mask",
+    "filter_modes",
     "resonate",
     "resonance_info",
 ]
@@ -72,12 +73,13 @@ def in_basis(fast_weights, basis):
     return basis.mT @ fast_weights.to(dtype) @ basis
 
 
-def diag_energy(fast_weights, basis):
+def diag_energy(fast_weights, basis, left=None):
     """How strongly each mode answers to itself, e_j = abs(Ŵ_jj): equation (eq-modes).
 
     Args:
         fast_weights: W, (B, H, D, D).
         basis: U, orthonormal columns, (D, D).
+        left: the basis of the key index, if W is seen from a frame that turns; None is U too.
 
     Returns:
         e, (B, H, D), in the unit of W.
@@ -85,7 +87,8 @@ def diag_energy(fast_weights, basis):
     dtype = torch.promote_types(fast_weights.dtype, torch.float32)
     basis = basis.to(fast_weights.device, dtype)
     # Ŵ_jj = Σ_i U_ij (W U)_ij: the rest of Ŵ is not needed
-    return ((fast_weights.to(dtype) @ basis) * basis).sum(-2).abs()
+    left = basis if left is None else left
+    return ((fast_weights.to(dtype) @ basis) * left).sum(-2).abs()
 
 
 # %% notebooks/04_resonance.ipynb#zeros-table
@@ -251,6 +254,29 @@ def resonance_mask(energy, threshold=1.0):
 
 
 # %% notebooks/04_resonance.ipynb#resonate
+@torch.no_grad()
+def filter_modes(weights, basis, strength, threshold=1.0, left=None):
+    """Equation (eq-resonate) as W' = A W B.
+
+    Args:
+        weights: W, (B, H, D, D), float32 or wider.
+        basis, strength, threshold: as for :func:`resonate`.
+        left: as for :func:`diag_energy`.
+
+    Returns:
+        W', A = c U diag(g) Uᵀ and B = U diag(g) Uᵀ, (B, H, D, D), without gradient.
+    """
+    basis = basis.to(weights)
+    left = basis if left is None else left
+    mask = resonance_mask(diag_energy(weights, basis, left), threshold)
+    gate = (1 - strength * (1 - mask))[..., None, :]  # g, (B, H, 1, D)
+    before, after = (left * gate) @ left.mT, (basis * gate) @ basis.mT
+    gated = before @ weights @ after
+    scale = safe_ratio(*(x.norm(dim=(-2, -1), keepdim=True) for x in (weights, gated)))  # c
+    return scale * gated, scale * before, after
+
+
+# %% notebooks/04_resonance.ipynb#resonate-function
 def resonate(fast_weights, basis, strength=0.01, threshold=1.0):
     """Turn down the modes that do not resonate, keep the norm: equation (eq-resonate).
 
@@ -272,14 +298,8 @@ def resonate(fast_weights, basis, strength=0.01, threshold=1.0):
     # products in half precision would not keep the norm
     with torch.autocast(fast_weights.device.type, enabled=False):
         weights = fast_weights.to(torch.promote_types(fast_weights.dtype, torch.float32))
-        with torch.no_grad():
-            basis = basis.to(weights)
-            mask = resonance_mask(diag_energy(weights, basis), threshold)
-            gate = 1 - strength * (1 - mask)  # g, (B, H, D)
-            side = (basis * gate[..., None, :]) @ basis.mT  # U diag(g) Uᵀ
-        gated = side @ weights @ side
-        before, after = (x.detach().norm(dim=(-2, -1), keepdim=True) for x in (weights, gated))
-        return (safe_ratio(before, after) * gated).to(fast_weights.dtype)
+        _, before, after = filter_modes(weights, basis, strength, threshold)
+        return (before @ weights @ after).to(fast_weights.dtype)
 
 
 # %% notebooks/04_resonance.ipynb#info

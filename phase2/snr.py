@@ -9,7 +9,7 @@ __all__ = [
     "noise_edge",
     "RIDGE",
     "TINY",
-    "cholesky",
+    "lift",
     "noise_energy",
     "check_matrices",
     "gram_matrix",
@@ -17,6 +17,7 @@ __all__ = [
     "resolvent",
     "gate",
     "check_selection",
+    "selection",
     "select",
     "snr_stats",
 ]
@@ -41,11 +42,10 @@ RIDGE = 1e-4  # of the mean mode energy: far below any noise, far above rounding
 TINY = 1e-30  # keeps an empty memory invertible
 
 
-def cholesky(gram, shift):
-    """Lower triangular L with L Lᵀ = W Wᵀ + shift I: (…, D, D) and (…) -> (…, D, D)."""
-    shifted = gram.clone()
-    shifted.diagonal(dim1=-2, dim2=-1).add_(shift[..., None])
-    return torch.linalg.cholesky_ex(shifted)[0]  # no error, and no wait for the device
+def lift(matrices, shift):
+    """Add shift I to matrices, in place: (…, D, D) and (…) -> (…, D, D)."""
+    matrices.diagonal(dim1=-2, dim2=-1).add_(shift[..., None])
+    return matrices
 
 
 def noise_energy(gram):
@@ -58,9 +58,11 @@ def noise_energy(gram):
         σ² D, (…); above zero also for an empty memory.
     """
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
-    factor = cholesky(gram, RIDGE * mean + TINY)
-    # σ² D = exp(1 + ln det(W Wᵀ) / D), and the determinant is that of L squared
-    return torch.exp(1 + 2 * factor.diagonal(dim1=-2, dim2=-1).log().mean(-1))
+    ridge = RIDGE * mean + TINY
+    determinant = torch.linalg.slogdet(lift(gram, ridge))
+    lift(gram, -ridge)
+    # σ² D = exp(1 + ln det(W Wᵀ) / D)
+    return torch.exp(1 + determinant.logabsdet / gram.shape[-1])
 
 
 # %% notebooks/03_snr.ipynb#noise-scale
@@ -104,10 +106,15 @@ def noise_scale(fast_weights):
 
 
 # %% notebooks/03_snr.ipynb#fade
-def resolvent(gram, shift):
-    """(W Wᵀ + shift I)⁻¹, the inverse in equation (eq-gate): (…, D, D) and (…) -> (…, D, D)."""
+def resolvent(gram, shift, dtype):
+    """(W Wᵀ + shift I)⁻¹, the inverse in equation (eq-gate): (…, D, D) and (…) -> (…, D, D).
+
+    It works in the place of `gram`, W Wᵀ in float64; the result is of `dtype`.
+    """
+    # no error, and no wait for the device
+    factor = torch.linalg.cholesky_ex(lift(gram, shift)).L
     one = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    root = torch.linalg.solve_triangular(cholesky(gram, shift), one, upper=False)  # L⁻¹
+    root = torch.linalg.solve_triangular(factor, one, upper=False).to(dtype)  # L⁻¹
     return root.mT @ root
 
 
@@ -121,13 +128,14 @@ def gate(weights, threshold):
 
     Returns:
         The noise's σ² D, (B, H), the inverse (W Wᵀ + τ² I)⁻¹, (B, H, D, D), and the selected share
-        of the modes tr G / D, (B, H), all in float64.
+        of the modes tr G / D, (B, H), all in float32 or wider.
     """
-    gram = gram_matrix(weights)
+    gram, dtype = gram_matrix(weights), torch.promote_types(weights.dtype, torch.float32)
     noise = noise_energy(gram)
     tau2 = threshold**2 * noise  # τ² = θ² σ² D
-    inverse = resolvent(gram, tau2)
-    return noise, inverse, 1 - tau2 * inverse.diagonal(dim1=-2, dim2=-1).mean(-1)
+    inverse = resolvent(gram, tau2, dtype)
+    share = 1 - tau2 * inverse.diagonal(dim1=-2, dim2=-1).mean(-1)
+    return noise.to(dtype), inverse, share.to(dtype)
 
 
 # %% notebooks/03_snr.ipynb#select
@@ -139,6 +147,22 @@ def check_selection(threshold, gamma_boost):
         raise ValueError(f"gamma_boost must be zero or more, got {gamma_boost}")
 
 
+@torch.no_grad()
+def selection(written, threshold, gamma_boost):
+    """The fixed matrix I − λτ² (W Wᵀ + τ² I)⁻¹ of equation (eq-select).
+
+    Args:
+        written, threshold, gamma_boost: as for :func:`select`.
+
+    Returns:
+        The matrix (B, H, D, D), and the selected share (B, H), in float32 or wider.
+    """
+    noise, inverse, share = gate(written, threshold)
+    amount = math.expm1(-gamma_boost) * threshold**2 * noise  # −λτ²
+    return lift(amount[..., None, None] * inverse, torch.ones_like(amount)), share
+
+
+# %% notebooks/03_snr.ipynb#select-function
 def select(written, threshold=2.0, gamma_boost=1.0):
     """Let the modes that do not stand out of the noise fade: equation (eq-select).
 
@@ -158,12 +182,9 @@ def select(written, threshold=2.0, gamma_boost=1.0):
     """
     check_matrices("written", written)
     check_selection(threshold, gamma_boost)
-    weights = written.to(torch.promote_types(written.dtype, torch.float32))
-    noise, inverse, share = (x.to(weights.dtype) for x in gate(weights, threshold))
-    amount = -math.expm1(-gamma_boost) * threshold**2 * noise[..., None, None]  # λ τ²
+    keep, share = selection(written, threshold, gamma_boost)
     with torch.autocast(written.device.type, enabled=False):
-        kept = weights - (amount * inverse) @ weights
-    return kept.to(written.dtype), share
+        return (keep @ written.to(keep.dtype)).to(written.dtype), share
 
 
 # %% notebooks/03_snr.ipynb#stats
