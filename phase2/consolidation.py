@@ -220,7 +220,8 @@ def pass_looks(written, first, faded, spin, basis, config):
 
     Returns:
         W̃ at the start of each stretch, (B, S, H, D, D), and the matrices of the looks: P of all,
-        (B, S − 1, H, D, D), and where there is a basis A and B of one after the other, (B, H, D, D).
+        (B, S − 1, H, D, D); then, if there is a basis, A and B of one after the other,
+        (B, H, D, D).
     """
     written = written[:, :-1]  # the last stretch is not looked at
     keep, _ = selection(written, config.snr_threshold, config.snr_gamma_boost)

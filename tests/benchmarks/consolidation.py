@@ -1,7 +1,9 @@
 """What consolidation costs: a layer's memory with and without it, forward + backward.
 
-python tests/benchmarks/consolidation.py
+    python tests/benchmarks/consolidation.py [--device cuda]
 """
+
+import argparse
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +17,15 @@ HEADS, DIM = 4, 64
 SHAPES = [(4, 512), (1, 2048)]  # a training batch, and one long text
 
 
-def measure(batch, length):
+def measure(batch, length, device):
     """Seconds of a layer's memory, by the number of tokens between two looks."""
     shape = (batch, length, HEADS, DIM)
     q, v, k = torch.randn(shape), torch.randn(shape), F.normalize(torch.randn(shape), dim=-1)
     gamma, eta = 0.01 + 0.1 * torch.rand(2, *shape[:3])
-    tensors = [x.requires_grad_() for x in (q, k, v, gamma, torch.randn(shape[:3]), eta)]
-    empty, basis = empty_memory(batch, HEADS, DIM), resonance_basis("zeta", DIM)
+    tensors = [q, k, v, gamma, torch.randn(shape[:3]), eta]
+    tensors = [x.to(device).requires_grad_() for x in tensors]
+    empty = empty_memory(batch, HEADS, DIM, device)
+    basis = resonance_basis("zeta", DIM).to(device)
 
     def run(every):
         config = Phase2Config(consolidate_every=every)
@@ -33,10 +37,13 @@ def measure(batch, length):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cpu")
+    device = parser.parse_args().device
     torch.manual_seed(0)
-    print(machine())
+    print(machine(device))
     for batch, length in SHAPES:
-        seconds = measure(batch, length)
+        seconds = measure(batch, length, device)
         never = seconds.pop(10**9)
         print(f"B {batch}, N {length}, H {HEADS}, D {DIM}, float32, forward + backward")
         print(f"{'never':>12}: {1e3 * never:7.2f} ms")

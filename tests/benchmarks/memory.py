@@ -1,7 +1,7 @@
 """Chunked memory against the recurrence and attention: forward + backward, side by side.
 
     python tests/benchmarks/memory.py [--batch 1 --length 2048 --heads 4]
-        [--dtype bfloat16] [--device cuda]
+        [--dtype bfloat16] [--device cuda] [--compile]
 
 The physical limit is the machine's matrix-product rate: a chunk of C tokens needs 4 C D + 4 D² FLOP
 a token and head forward, twice that backward.
@@ -46,6 +46,7 @@ def options():
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="also through torch.compile")
     return parser.parse_args()
 
 
@@ -61,6 +62,9 @@ def main():
         "attention": best(lambda: forward_backward(attention, heads_first)),
         "recurrence": best(lambda: forward_backward(memory_recurrent, tensors), repeats=2),
     }
+    if given.compile:
+        compiled = torch.compile(memory_chunked)
+        rows["compiled"] = best(lambda: forward_backward(compiled, tensors), repeats=15)
     print(machine(given.device, dtype))
     print(f"B, N, H, D = {shape}, {dtype}, {given.device}, V on, forward + backward")
     tokens = given.batch * given.length
