@@ -1,6 +1,6 @@
 """What consolidation costs: a layer's memory with and without it, forward + backward.
 
-    python tests/benchmarks/consolidation.py [--device cuda]
+python tests/benchmarks/consolidation.py [--device cuda]
 """
 
 import argparse
