@@ -42,7 +42,11 @@ import phase2.display
 
 ROOT = Path(__file__).parent.parent
 MECHANISMS = ["decay", "memory", "snr", "resonance", "stability", "consolidation"]
-TESTS = {"test_memory.py": ["memory"], "test_model.py": [*MECHANISMS, "model"]}
+TESTS = {
+    "test_memory.py": ["memory"],
+    "test_consolidation.py": ["consolidation"],
+    "test_model.py": [*MECHANISMS, "model"],
+}
 
 # Mutants that no assertion can tell from the original, by name, and why.
 EXPLAINED = {

@@ -1,0 +1,136 @@
+"""Stretches done together equal stretches done one by one, whatever their number and length."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phase2 import Phase2Config
+from phase2.consolidation import (
+    consolidate,
+    empty_memory,
+    pass_through,
+    remember,
+    stretch_lengths,
+    stretches,
+)
+from phase2.resonance import resonance_basis
+
+DIM = 8
+
+
+def setting(**values):
+    return SimpleNamespace(**{**Phase2Config().to_dict(), "resonance_strength": 0.2, **values})
+
+
+def sequence(length, seed=0, driven=0.0, dtype=torch.float64):
+    """q, k, v, Γ, V, η of two rows; a share `driven` of the tokens writes one and the same pair."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = torch.randn(3, 2, length, 2, DIM, dtype=dtype, generator=generator)
+    same = torch.rand(length, generator=generator) < driven
+    k[:, same], v[:, same] = k[:, :1].clone(), v[:, :1].clone()
+    k = torch.nn.functional.normalize(k, dim=-1)
+    gamma, eta = 1e-3 + 0.05 * torch.rand(2, 2, length, 2, dtype=dtype, generator=generator)
+    potential = torch.randn(2, length, 2, dtype=dtype, generator=generator)
+    return [q, k, v, gamma, potential * (1 - driven), eta]
+
+
+def grown(state, config, basis):
+    """A state that has read 13 tokens and been looked at: not empty, and at a boundary."""
+    *_, state = remember(*sequence(13, seed=99), state, 0, None, config)
+    return consolidate(state, basis, config)
+
+
+def everything(inputs, state, basis, config, together):
+    """Outputs, state and the gradients of a random function of all of them."""
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    weights = state.fast_weights.clone().requires_grad_()
+    state = state._replace(fast_weights=weights, earlier=weights)
+    y, gamma, last = pass_through(inputs, None, state, 0, basis, config, together)
+    generator, loss = torch.Generator().manual_seed(1), 0
+    for x in (y, *last[:4]):
+        loss = loss + (x * torch.randn(x.shape, generator=generator, dtype=x.dtype)).sum()
+    return y, gamma, *last, *torch.autograd.grad(loss, [*inputs, weights])
+
+
+@settings(max_examples=60)
+@given(
+    every=st.sampled_from([1, 2, 5, 8, 64, 128]),
+    count=st.integers(2, 5),
+    more=st.integers(0, 7),
+    driven=st.sampled_from([0.0, 1.0]),
+    kind=st.sampled_from([None, "zeta", "identity"]),
+    start=st.booleans(),
+    dt=st.sampled_from([0.5, 1.0]),
+    seed=st.integers(0, 9),
+)
+def test_together_is_one_by_one(every, count, more, driven, kind, start, dt, seed):
+    config = setting(consolidate_every=every, dt=dt)
+    basis = kind and resonance_basis(kind, DIM, torch.float64)
+    state = empty_memory(2, 2, DIM, dtype=torch.float64)
+    state = grown(state, config, basis) if start else state
+    inputs = sequence(every * count + more, seed, driven)
+    found = [everything(inputs, state, basis, config, together) for together in (1, 3, 8)]
+    for a, b, c in zip(*found, strict=True):
+        torch.testing.assert_close(b, a, atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(c, a, atol=1e-9, rtol=1e-9)
+
+
+def test_the_bet_is_on_a_silent_controller():
+    config, basis = setting(consolidate_every=16), resonance_basis("zeta", DIM, torch.float64)
+    empty = empty_memory(2, 2, DIM, dtype=torch.float64)
+    assert stretches(*sequence(64), empty, 4, basis, config) is not None
+    assert stretches(*sequence(64, driven=1.0), empty, 4, basis, config) is None
+
+
+def test_gradient_of_looks_that_change_nothing():
+    """Against finite differences, through three looks whose matrices do not depend on the input."""
+    off = {"snr_gamma_boost": 0.0, "resonance_strength": 0.0, "gamma_adjust_rate": 0.0}
+    config, basis = setting(consolidate_every=3, **off), resonance_basis("zeta", 4, torch.float64)
+    inputs = [x[:1, :, :1, ..., :4] if x.dim() == 4 else x[:1, :, :1] for x in sequence(12)]
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    empty = empty_memory(1, 1, 4, dtype=torch.float64)
+
+    def outputs(*x):
+        y, _, state = remember(*x, empty, 0, basis, config)
+        return y, *state[:4]
+
+    assert torch.autograd.gradcheck(outputs, inputs)
+
+
+@pytest.mark.parametrize("which", ["y", "fast_weights", "earlier"])
+def test_any_result_alone_has_a_gradient(which):
+    config, basis = setting(consolidate_every=4), resonance_basis("zeta", DIM, torch.float64)
+    empty = empty_memory(2, 2, DIM, dtype=torch.float64)
+
+    def gradient(together):
+        inputs = [x.requires_grad_() for x in sequence(12)]
+        y, _, state = pass_through(inputs, None, empty, 0, basis, config, together)
+        loss = (y if which == "y" else getattr(state, which)).square().sum()
+        return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+
+    for a, b in zip(gradient(1), gradient(8), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+def test_bfloat16_stays_close():
+    config, basis = setting(consolidate_every=64), resonance_basis("zeta", DIM)
+    empty, inputs = empty_memory(2, 2, DIM), sequence(256, dtype=torch.float32)
+    half = [x.bfloat16() for x in inputs[:3]] + inputs[3:]
+    y, _, state = remember(*half, empty, 0, basis, config)
+    wanted, _, last = remember(*inputs, empty, 0, basis, config)
+    assert y.dtype == torch.bfloat16 and state.fast_weights.dtype == torch.float32
+    assert (y.float() - wanted).norm() < 0.02 * wanted.norm()
+    assert (state.fast_weights - last.fast_weights).norm() < 0.02 * last.fast_weights.norm()
+
+
+@given(st.integers(0, 50), st.integers(1, 200), st.integers(1, 20), st.integers(1, 9))
+def test_lengths_end_at_boundaries(position, length, every, together):
+    lengths = stretch_lengths(position, length, every, together)
+    assert sum(lengths) == length and min(lengths) > 0
+    for tokens in lengths[:-1]:
+        position += tokens
+        assert position % every == 0
+    assert max(lengths) <= together * every
