@@ -12,7 +12,6 @@ from phase2.memory import (
     answers,
     carry,
     check_memory,
-    chunk,
     chunk_gradients,
     cumulative_angle,
     evolve,
@@ -20,6 +19,7 @@ from phase2.memory import (
     memory_step,
     overlap,
     read_gradients,
+    to_chunks,
     turn,
     writes,
 )
@@ -31,9 +31,6 @@ __all__ = [
     "MemoryState",
     "empty_memory",
     "consolidate",
-    "stretch_lengths",
-    "cut",
-    "choose",
     "stretch",
     "token",
     "pass_looks",
@@ -45,6 +42,9 @@ __all__ = [
     "ConsolidatedMemory",
     "CHUNK",
     "stretches",
+    "stretch_lengths",
+    "cut",
+    "choose",
     "pass_through",
     "TOGETHER",
     "is_quiet",
@@ -130,36 +130,6 @@ def consolidate(state, basis, config):
     )
 
 
-# %% notebooks/06_consolidation.ipynb#remember
-def stretch_lengths(position, length, every, together=1):
-    """How `length` tokens after the first `position` are cut at multiples of `every`.
-
-    Whole stretches come in groups of up to `together`.
-    """
-    first = min(length, -position % every)  # the rest of a stretch under way
-    whole, rest = divmod(length - first, every)
-    groups, left = divmod(whole, together)
-    lengths = [first, *[together * every] * groups, left * every, rest]
-    return [tokens for tokens in lengths if tokens]
-
-
-def cut(tensors, mask, position, every, together):
-    """The parts of tensors (B, N, …) and of a mask (B, N) or None, one tuple a part."""
-    lengths = stretch_lengths(position, tensors[0].shape[1], every, together)
-    if len(lengths) == 1:
-        return [(*tensors, mask)]
-    # split, not slices: the gradient of a slice is as long as the whole sequence
-    parts = [x.split(lengths, dim=1) for x in tensors]
-    masks = [None] * len(lengths) if mask is None else mask.split(lengths, dim=1)
-    return zip(*parts, masks, strict=True)
-
-
-def choose(mask, new, old):
-    """Row by row: the new state where mask (B,) is True, the old one elsewhere."""
-    pairs = zip(new, old, strict=True)
-    return MemoryState(*(torch.where(mask.view(-1, *[1] * (n.dim() - 1)), n, o) for n, o in pairs))
-
-
 # %% notebooks/06_consolidation.ipynb#stretch
 def stretch(q, k, v, gamma, potential, eta, state, config, mask):
     """The tokens between two consolidations: equation (eq-memory) with this stretch's Γ and η.
@@ -171,13 +141,13 @@ def stretch(q, k, v, gamma, potential, eta, state, config, mask):
     rates, dt = (gamma, potential, eta), config.dt
     y, weights = memory_chunked(q, k, v, *rates, dt, state.fast_weights, mask)
     # where there is no token, nothing fades, turns or is written
-    faded, turned, eta = rates if mask is None else (x * mask[..., None] for x in rates)
+    decay, angle, eta = rates if mask is None else (x * mask[..., None] for x in rates)
     with torch.no_grad():
         # s = η ‖k‖ ‖v‖ with ‖k‖ = 1
         strength = eta * torch.linalg.vector_norm(v, dim=-1, dtype=eta.dtype)  # (B, T, H)
-        bound, incoherent = running_bound(state.bound, state.incoherent, strength, faded, dt)
-    faded = state.faded + dt * faded.sum(1)
-    turned = state.turned + dt * turned.sum(1)
+        bound, incoherent = running_bound(state.bound, state.incoherent, strength, decay, dt)
+    faded = state.faded + dt * decay.sum(1)
+    turned = state.turned + dt * angle.sum(1)
     limits = {"bound": bound, "incoherent": incoherent, "faded": faded, "turned": turned}
     return y, gamma, state._replace(fast_weights=weights, **limits)
 
@@ -208,60 +178,61 @@ def token(q, k, v, gamma, potential, eta, state, dt):
 
 
 # %% notebooks/06_consolidation.ipynb#looks
-def pass_looks(written, first, faded, spin, basis, config):
+def pass_looks(written, first, across, spin, basis, config):
     """Equation (eq-looks) from stretch to stretch, in the rotating frame.
 
     Args:
         written: what each of S stretches has written, (B, S, H, D, D).
         first: W̃ at the start of the first, (B, H, D, D).
-        faded: a of each stretch, (B, S, H, 1, 1).
+        across: a of each stretch, (B, S, H, 1, 1).
         spin: e^{−iΦ} at the end of each stretch, (B, S, H).
         basis, config: see :func:`consolidate`.
 
     Returns:
         W̃ at the start of each stretch, (B, S, H, D, D), and the matrices of the looks: P of all,
-        (B, S − 1, H, D, D); then, if there is a basis, A and B of one after the other,
-        (B, H, D, D).
+        (B, S − 1, H, D, D); then, if there is a basis, A_1, B_1, A_2, B_2, …, each (B, H, D, D).
     """
     written = written[:, :-1]  # the last stretch is not looked at
     keep, _ = selection(written, config.snr_threshold, config.snr_gamma_boost)
     kept, memories, sides = keep @ written, [first], []
     if basis is not None:
-        left = turn(basis.to(first), spin[:, :-1])  # R(−Φ) U
+        key_basis = turn(basis.to(first), spin[:, :-1])  # R(−Φ) U
     for s in range(kept.shape[1]):
-        weights = torch.addcmul(kept[:, s], faded[:, s], memories[-1])
+        weights = torch.addcmul(kept[:, s], across[:, s], memories[-1])
         if basis is not None:
             strength = config.resonance_strength
-            weights, *found = filter_modes(weights, basis, strength, left=left[:, s])
-            sides += found
+            weights, *both = filter_modes(weights, basis, strength, key_basis=key_basis[:, s])
+            sides += both
         memories.append(weights)
     return torch.stack(memories, 1), (keep, *sides)
 
 
 # %% notebooks/06_consolidation.ipynb#looks-back
-def pass_looks_back(dlast, reads, faded, matrices):
+def pass_looks_back(dlast, dreads, across, matrices):
     """The gradient of :func:`pass_looks`.
 
     Args:
         dlast: gradient of W̃ at the end of the last stretch, (B, H, D, D).
-        reads: gradient of W̃ at the start of each stretch by what is read there, (B, S, H, D, D).
-        faded, matrices: as there.
+        dreads: what reading in a stretch adds to the gradient of W̃ at its start,
+            (B, S, H, D, D).
+        across, matrices: as there.
 
     Returns:
         Gradients, at the end of each stretch, of what it carries and of what it has written,
-        (B, S, H, D, D), and of the first W̃.
+        (B, S, H, D, D), and that of the first W̃.
     """
     keep, *sides = matrices
-    ends = [dlast]
+    dends = [dlast]
     for s in range(keep.shape[1] - 1, -1, -1):
-        weights = torch.addcmul(reads[:, s + 1], faded[:, s + 1], ends[-1])
+        dweights = torch.addcmul(dreads[:, s + 1], across[:, s + 1], dends[-1])
         if sides:
-            before, after = sides[2 * s : 2 * s + 2]
-            weights = before.mT @ weights @ after.mT
-        ends.append(weights)
-    dfirst = torch.addcmul(reads[:, 0], faded[:, 0], ends[-1])
-    carried = torch.stack(ends[::-1], 1)
-    return carried, torch.cat((keep.mT @ carried[:, :-1], carried[:, -1:]), 1), dfirst
+            key_side, value_side = sides[2 * s : 2 * s + 2]
+            dweights = key_side.mT @ dweights @ value_side.mT
+        dends.append(dweights)
+    dfirst = torch.addcmul(dreads[:, 0], across[:, 0], dends[-1])
+    dcarried = torch.stack(dends[::-1], 1)
+    dwritten = torch.cat((keep.mT @ dcarried[:, :-1], dcarried[:, -1:]), 1)
+    return dcarried, dwritten, dfirst
 
 
 # %% notebooks/06_consolidation.ipynb#accumulate
@@ -291,7 +262,7 @@ def consolidated_forward(q, k, v, decay, spin, eta, fast_weights, basis, config,
     """Equations (eq-chunk) and (eq-looks) for `count` = S whole stretches.
 
     Args:
-        q, k, v, decay, spin, eta, size: see :func:`phase2.memory.chunk`; C divides a stretch.
+        q, k, v, decay, spin, eta, size: see :func:`phase2.memory.to_chunks`; C divides a stretch.
         fast_weights: W before the first token, (B, H, D, D).
         basis, config: see :func:`consolidate`.
 
@@ -299,16 +270,16 @@ def consolidated_forward(q, k, v, decay, spin, eta, fast_weights, basis, config,
         Y (B, N, H, D), W̃ at the end of each stretch and at its start, (B, S, H, D, D), and the
         rest that the backward pass needs.
     """
-    chunks = chunk(q, k, v, decay, spin, eta, size)
-    added, across = (apart(x, count).to(eta.dtype) for x in (writes(chunks), chunks.across))
-    written = accumulate(added, across, range(added.shape[1]))
-    written, faded = (x.unflatten(0, (-1, count)) for x in (written, across.prod(1)))
+    chunks = to_chunks(q, k, v, decay, spin, eta, size)
+    added, fade = (apart(x, count).to(eta.dtype) for x in (writes(chunks), chunks.across))
+    written = accumulate(added, fade, range(added.shape[1]))
+    written, across = (x.unflatten(0, (-1, count)) for x in (written, fade.prod(1)))
     edges = spin.unflatten(1, (count, -1))[:, :, -1]  # (B, S, H)
-    memories, matrices = pass_looks(written, fast_weights, faded, edges, basis, config)
-    starts, ends = carry(memories.flatten(0, 1), added, across)
+    memories, matrices = pass_looks(written, fast_weights, across, edges, basis, config)
+    starts, ends = carry(memories.flatten(0, 1), added, fade)
     starts = starts.unflatten(0, (-1, count)).flatten(1, 2).to(v.dtype)
     y, ends = answers(chunks, starts), ends.unflatten(0, (-1, count))
-    return y, ends, memories, (faded, starts, *chunks, *matrices)
+    return y, ends, memories, (across, starts, *chunks, *matrices)
 
 
 # %% notebooks/06_consolidation.ipynb#consolidated-backward
@@ -325,25 +296,25 @@ def consolidated_backward(ends, memories, saved, v, eta, spin, dy, dlast, dearli
         Gradients of q, k, v, Γ dt, V dt, η and the first W.
     """
     parts, count = len(Chunks._fields), memories.shape[1]
-    faded, starts, *saved = saved
+    across, starts, *saved = saved
     chunks, matrices = Chunks(*saved[:parts]), saved[parts:]
-    dy, dy_since, reads = read_gradients(chunks, dy)
-    reads, across = (apart(x, count).to(eta.dtype) for x in (reads, chunks.across))
-    total = accumulate(reads, across, range(reads.shape[1])[::-1]).unflatten(0, (-1, count))
+    dy, dy_since, dreads = read_gradients(chunks, dy)
+    dreads, fade = (apart(x, count).to(eta.dtype) for x in (dreads, chunks.across))
+    dstarts = accumulate(dreads, fade, range(dreads.shape[1])[::-1]).unflatten(0, (-1, count))
     if dearlier is not None:
-        total = torch.cat((total[:, :-1], (total[:, -1] + dearlier)[:, None]), 1)
-    dlast = torch.zeros_like(total[:, 0]) if dlast is None else dlast
-    carried, written, dfirst = pass_looks_back(dlast, total, faded, matrices)
-    dends, _ = carry(written.flatten(0, 1), reads, across, backwards=True)
-    # ⟨dW̃_C, W̃_C⟩ as if all had been written in this stretch, and what that misses
+        dstarts = torch.cat((dstarts[:, :-1], (dstarts[:, -1] + dearlier)[:, None]), 1)
+    dlast = torch.zeros_like(dstarts[:, 0]) if dlast is None else dlast
+    dcarried, dwritten, dfirst = pass_looks_back(dlast, dstarts, across, matrices)
+    dends, _ = carry(dwritten.flatten(0, 1), dreads, fade, backwards=True)
+    # equation (eq-carried-gradient)
     inner = overlap(dends[:, :-1], apart(starts, count)[:, 1:])
     outer = overlap(dends[:, -1], ends.flatten(0, 1))
     handed_on = torch.cat((inner, outer[:, None]), 1).unflatten(0, (-1, count))
-    missed = overlap(carried[:, :-1] - written[:, :-1], memories[:, :-1])
-    handed_on[:, :-1] += (missed * faded[:, :-1, :, 0, 0])[:, :, None]
+    extra = overlap(dcarried[:, :-1] - dwritten[:, :-1], memories[:, :-1])
+    handed_on[:, :-1] += (extra * across[:, :-1, :, 0, 0])[:, :, None]
     dends = dends.unflatten(0, (-1, count)).flatten(1, 2)
-    rates = handed_on.flatten(1, 2), dy, dy_since, v, eta, spin
-    return *chunk_gradients(chunks, starts, dends, *rates), dfirst
+    rest = handed_on.flatten(1, 2), dy, dy_since, v, eta, spin
+    return *chunk_gradients(chunks, starts, dends, *rest), dfirst
 
 
 # %% notebooks/06_consolidation.ipynb#consolidated
@@ -381,7 +352,7 @@ class ConsolidatedMemory(torch.autograd.Function):
 
 
 # %% notebooks/06_consolidation.ipynb#stretches
-CHUNK = 64  # tokens in a chunk of several stretches
+CHUNK = 64  # C, where several stretches are done at once
 
 
 def stretches(q, k, v, gamma, potential, eta, state, count, basis, config):
@@ -413,26 +384,56 @@ def stretches(q, k, v, gamma, potential, eta, state, count, basis, config):
             return None
     faded, turned = (x[:, -config.consolidate_every :].sum(1) for x in (decay, angle))
     limits = (x[:, -1] for x in (bound, incoherent, sizes.square()))
-    rates = state.gamma_shift, state.eta_scale, state.last_key
-    state = MemoryState(weights, earlier, faded, turned, *limits, driven[:, -2], *rates)
+    rest = state.gamma_shift, state.eta_scale, state.last_key
+    state = MemoryState(weights, earlier, faded, turned, *limits, driven[:, -2], *rest)
     return y, gamma, state
+
+
+# %% notebooks/06_consolidation.ipynb#cut
+def stretch_lengths(position, length, every, together):
+    """How `length` tokens after the first `position` are cut at multiples of `every`.
+
+    Whole stretches come in groups of up to `together`.
+    """
+    first = min(length, -position % every)  # the rest of a stretch under way
+    whole, rest = divmod(length - first, every)
+    groups, left = divmod(whole, together)
+    lengths = [first, *[together * every] * groups, left * every, rest]
+    return [tokens for tokens in lengths if tokens]
+
+
+def cut(tensors, mask, position, every, together):
+    """The parts of tensors (B, N, …) and of a mask (B, N) or None, one tuple a part."""
+    lengths = stretch_lengths(position, tensors[0].shape[1], every, together)
+    if len(lengths) == 1:
+        return [(*tensors, mask)]
+    # split, not slices: the gradient of a slice is as long as the whole sequence
+    parts = [x.split(lengths, dim=1) for x in tensors]
+    masks = [None] * len(lengths) if mask is None else mask.split(lengths, dim=1)
+    return zip(*parts, masks, strict=True)
+
+
+def choose(mask, new, old):
+    """Row by row: the new state where mask (B,) is True, the old one elsewhere."""
+    pairs = zip(new, old, strict=True)
+    return MemoryState(*(torch.where(mask.view(-1, *[1] * (n.dim() - 1)), n, o) for n, o in pairs))
 
 
 # %% notebooks/06_consolidation.ipynb#remember-loop
 def pass_through(tensors, mask, state, position, basis, config, together):
-    """:func:`remember` with up to `together` stretches at once, if the state is quiet."""
+    """:func:`remember` with up to `together` stretches at once, if no look changes a rate."""
     outputs, every = [], config.consolidate_every
-    for *now, part in cut(tensors, mask, position, every, together):
+    for *now, part_mask in cut(tensors, mask, position, every, together):
         ready, count = state, now[0].shape[1] // every
         if position and position % every == 0:
             ready = consolidate(state, basis, config)
-            ready = ready if mask is None else choose(part[:, 0], ready, state)
+            ready = ready if mask is None else choose(part_mask[:, 0], ready, state)
         if count < 2:
-            found = stretch(*now, ready, config, part)
+            found = stretch(*now, ready, config, part_mask)
         else:
             found = stretches(*now, ready, count, basis, config) if is_quiet(ready) else None
         if found is None:
-            found = pass_through(now, mask, state, position, basis, config, 1)
+            found = pass_through(now, part_mask, state, position, basis, config, 1)
         *output, state = found
         outputs.append(output)
         position += now[0].shape[1]
@@ -441,7 +442,7 @@ def pass_through(tensors, mask, state, position, basis, config, together):
 
 
 # %% notebooks/06_consolidation.ipynb#remember-function
-TOGETHER = 8  # stretches at once: more is hardly faster, and a lost bet costs as much again
+TOGETHER = 8  # stretches at once; a lost bet wastes one forward pass over as many
 
 
 def is_quiet(state):

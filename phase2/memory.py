@@ -29,7 +29,7 @@ __all__ = [
     "carry",
     "products",
     "Chunks",
-    "chunk",
+    "to_chunks",
     "writes",
     "answers",
     "chunked_forward",
@@ -84,7 +84,7 @@ def as_real(x):
 
 # %% notebooks/02_memory.ipynb#step
 def turn(fast_weights, factor):
-    """Each plane of a memory times a complex number: (B, H, D, D) and (B, H) -> (B, H, D, D)."""
+    """Each plane of a memory times a complex number: (…, D, D) and (…), broadcast."""
     return as_real(as_complex(fast_weights.mT) * factor[..., None, None]).mT
 
 
@@ -219,7 +219,7 @@ def cumulative_angle(angle):
 
 
 def times(x, factor):
-    """x factor, written once, in the layout that matrix products want: contiguous."""
+    """x times factor, as a new contiguous tensor: what matrix products want."""
     if torch.compiler.is_compiling():
         return (x * factor).to(x.dtype).contiguous()  # a compiler does not keep the layout of `out`
     return torch.mul(x, factor, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
@@ -264,10 +264,11 @@ def carry(first, added, across, backwards=False):
     Args:
         first: x_0, (B, H, D, D).
         added, across: (B, n, H, D, D) and (B, n, H, 1, 1); summed in the dtype of `first`.
-        backwards: from the last chunk to the first.
+        backwards: from the last chunk to the first, x_{c−1} = across_c x_c + added_c.
 
     Returns:
-        x that every chunk is given, (B, n, H, D, D), and what the last one leaves, (B, H, D, D).
+        x that every chunk is given, (B, n, H, D, D), and what the last one in this order leaves,
+        (B, H, D, D).
     """
     added, order = added.to(first.dtype), range(added.shape[1])
     given = torch.empty_like(added)
@@ -290,14 +291,19 @@ class Chunks(NamedTuple):
     """A sequence in chunks, in the rotating frame: the terms of equation (eq-chunk).
 
     Attributes:
-        q, k, v: Q̃, K̃ and V_η, (B, n, H, C, D).
+        q: Q̃, (B, n, H, C, D).
+        k: K̃, likewise.
+        v_eta: V_η, likewise.
         scores: Q̃ K̃ᵀ ⊙ M, (B, n, H, C, C).
-        within, since, until, across: see :func:`chunk_decays`.
+        within: M, likewise.
+        since: e^{−g}, (B, n, H, C, 1).
+        until: e^{−(g_C − g)}, likewise.
+        across: e^{−g_C}, (B, n, H, 1, 1).
     """
 
     q: Tensor
     k: Tensor
-    v: Tensor
+    v_eta: Tensor
     scores: Tensor
     within: Tensor
     since: Tensor
@@ -305,8 +311,8 @@ class Chunks(NamedTuple):
     across: Tensor
 
 
-# %% notebooks/02_memory.ipynb#chunk
-def chunk(q, k, v, decay, spin, eta, size):
+# %% notebooks/02_memory.ipynb#to-chunks
+def to_chunks(q, k, v, decay, spin, eta, size):
     """Cut a sequence into chunks and turn it: what equation (eq-chunk) needs but the memory.
 
     Args:
@@ -330,12 +336,12 @@ def chunk(q, k, v, decay, spin, eta, size):
 # %% notebooks/02_memory.ipynb#forward
 def writes(chunks):
     """What each chunk adds to the memory, (e^{−(g_C − g)} ⊙ K̃)ᵀ V_η: (B, n, H, D, D)."""
-    return times(chunks.k, chunks.until).mT @ chunks.v
+    return times(chunks.k, chunks.until).mT @ chunks.v_eta
 
 
 def answers(chunks, starts):
     """Y of equation (eq-chunk), (B, N, H, D), given each chunk's W̃_0, (B, n, H, D, D)."""
-    return join(products(chunks.scores, chunks.v, times(chunks.q, chunks.since), starts))
+    return join(products(chunks.scores, chunks.v_eta, times(chunks.q, chunks.since), starts))
 
 
 def chunked_forward(q, k, v, decay, spin, eta, fast_weights, size):
@@ -343,12 +349,12 @@ def chunked_forward(q, k, v, decay, spin, eta, fast_weights, size):
 
     Args:
         fast_weights: W before the first token, (B, H, D, D).
-        q, k, v, decay, spin, eta, size: see :func:`chunk`.
+        q, k, v, decay, spin, eta, size: see :func:`to_chunks`.
 
     Returns:
         Y (B, N, H, D), the last W̃ (B, H, D, D), each chunk's W̃_0 (B, n, H, D, D), and the Chunks.
     """
-    chunks = chunk(q, k, v, decay, spin, eta, size)
+    chunks = to_chunks(q, k, v, decay, spin, eta, size)
     starts, last = carry(fast_weights, writes(chunks), chunks.across)
     starts = starts.to(v.dtype)
     return answers(chunks, starts), last, starts, chunks
@@ -380,7 +386,7 @@ def rate_gradients(q, k, dq, dk, handed_on):
 
 # %% notebooks/02_memory.ipynb#read-gradients
 def read_gradients(chunks, dy):
-    """What the gradient of the answers is to the memories that gave them: equation (eq-backward).
+    """What reading adds to the gradient of each W̃_0: the last term of equation (eq-backward).
 
     Args:
         chunks: Chunks.
@@ -395,31 +401,31 @@ def read_gradients(chunks, dy):
 
 
 # %% notebooks/02_memory.ipynb#chunk-gradients
-def chunk_gradients(chunks, starts, ends, handed_on, dy, dy_since, v, eta, spin):
+def chunk_gradients(chunks, starts, dends, handed_on, dy, dy_since, v, eta, spin):
     """Equations (eq-backward) and (eq-complex-gradient), given the gradients of the memories.
 
     Args:
         chunks, starts: Chunks, and each chunk's W̃_0, (B, n, H, D, D).
-        ends: gradient of each chunk's W̃_C, (B, n, H, D, D).
+        dends: gradient of each chunk's W̃_C, (B, n, H, D, D).
         handed_on: ⟨dW̃_C, W̃_C⟩, complex, (B, n, H).
-        dy, dy_since: see :func:`read_gradients`.
-        v, eta, spin: see :func:`chunk`.
+        dy, dy_since: the first two results of :func:`read_gradients`, (B, n, H, C, D).
+        v, eta, spin: see :func:`to_chunks`.
 
     Returns:
         Gradients of q, k, v, Γ dt, V dt and η.
     """
     q, k, v_eta, scores, within, _, until, _ = chunks
-    size, ends = q.shape[-2], ends.to(q.dtype)
+    size, dends = q.shape[-2], dends.to(q.dtype)
     ds = (dy @ v_eta.mT).mul_(within)
     dq = products(ds, k, dy_since, starts.mT)
-    dk = products(ds.mT, q, times(v_eta, until), ends.mT)
-    dv = products(scores.mT, dy, times(k, until), ends)
+    dk = products(ds.mT, q, times(v_eta, until), dends.mT)
+    dv_eta = products(scores.mT, dy, times(k, until), dends)
     q, k, dq, dk = (as_complex(x) for x in (q, k, dq, dk))
     rates = rate_gradients(q, k, dq, dk, handed_on)
     # back from the rotating frame: the inverse turn
     dq, dk = (as_real(join_times(x, spin.conj(), size)).to(v.dtype) for x in (dq, dk))
-    deta = join((dv * split(v, size)).sum(-1, dtype=eta.dtype))
-    return dq, dk, join_times(dv, eta, size), *rates, deta
+    deta = join((dv_eta * split(v, size)).sum(-1, dtype=eta.dtype))
+    return dq, dk, join_times(dv_eta, eta, size), *rates, deta
 
 
 # %% notebooks/02_memory.ipynb#backward
@@ -434,12 +440,12 @@ def chunked_backward(chunks, starts, last, v, eta, spin, dy, dlast):
     Returns:
         Gradients of q, k, v, Γ dt, V dt, η and the first W.
     """
-    dy, dy_since, reads = read_gradients(chunks, dy)
+    dy, dy_since, dreads = read_gradients(chunks, dy)
     # the gradient of the memory, carried from the last chunk to the first
-    ends, dfirst = carry(dlast, reads, chunks.across, backwards=True)
-    inner, outer = overlap(ends[:, :-1], starts[:, 1:]), overlap(dlast, last)  # ⟨dW̃_C, W̃_C⟩
+    dends, dfirst = carry(dlast, dreads, chunks.across, backwards=True)
+    inner, outer = overlap(dends[:, :-1], starts[:, 1:]), overlap(dlast, last)  # ⟨dW̃_C, W̃_C⟩
     handed_on = torch.cat((inner, outer[:, None]), dim=1)
-    return *chunk_gradients(chunks, starts, ends, handed_on, dy, dy_since, v, eta, spin), dfirst
+    return *chunk_gradients(chunks, starts, dends, handed_on, dy, dy_since, v, eta, spin), dfirst
 
 
 # %% notebooks/02_memory.ipynb#function

@@ -73,13 +73,14 @@ def in_basis(fast_weights, basis):
     return basis.mT @ fast_weights.to(dtype) @ basis
 
 
-def diag_energy(fast_weights, basis, left=None):
+def diag_energy(fast_weights, basis, key_basis=None):
     """How strongly each mode answers to itself, e_j = abs(Ŵ_jj): equation (eq-modes).
 
     Args:
         fast_weights: W, (B, H, D, D).
         basis: U, orthonormal columns, (D, D).
-        left: the basis of the key index, if W is seen from a frame that turns; None is U too.
+        key_basis: U as the key index sees it, (B, H, D, D), if W is in a frame that turns; or
+            None.
 
     Returns:
         e, (B, H, D), in the unit of W.
@@ -87,8 +88,8 @@ def diag_energy(fast_weights, basis, left=None):
     dtype = torch.promote_types(fast_weights.dtype, torch.float32)
     basis = basis.to(fast_weights.device, dtype)
     # Ŵ_jj = Σ_i U_ij (W U)_ij: the rest of Ŵ is not needed
-    left = basis if left is None else left
-    return ((fast_weights.to(dtype) @ basis) * left).sum(-2).abs()
+    key_basis = basis if key_basis is None else key_basis
+    return ((fast_weights.to(dtype) @ basis) * key_basis).sum(-2).abs()
 
 
 # %% notebooks/04_resonance.ipynb#zeros-table
@@ -255,25 +256,26 @@ def resonance_mask(energy, threshold=1.0):
 
 # %% notebooks/04_resonance.ipynb#resonate
 @torch.no_grad()
-def filter_modes(weights, basis, strength, threshold=1.0, left=None):
+def filter_modes(weights, basis, strength, threshold=1.0, key_basis=None):
     """Equation (eq-resonate) as W' = A W B.
 
     Args:
         weights: W, (B, H, D, D), float32 or wider.
         basis, strength, threshold: as for :func:`resonate`.
-        left: as for :func:`diag_energy`.
+        key_basis: as for :func:`diag_energy`.
 
     Returns:
-        W', A = c U diag(g) Uᵀ and B = U diag(g) Uᵀ, (B, H, D, D), without gradient.
+        W', the key side A = c U diag(g) Uᵀ and the value side B = U diag(g) Uᵀ, (B, H, D, D),
+        without gradient.
     """
     basis = basis.to(weights)
-    left = basis if left is None else left
-    mask = resonance_mask(diag_energy(weights, basis, left), threshold)
+    key_basis = basis if key_basis is None else key_basis
+    mask = resonance_mask(diag_energy(weights, basis, key_basis), threshold)
     gate = (1 - strength * (1 - mask))[..., None, :]  # g, (B, H, 1, D)
-    before, after = (left * gate) @ left.mT, (basis * gate) @ basis.mT
-    gated = before @ weights @ after
+    key_side, value_side = (key_basis * gate) @ key_basis.mT, (basis * gate) @ basis.mT
+    gated = key_side @ weights @ value_side
     scale = safe_ratio(*(x.norm(dim=(-2, -1), keepdim=True) for x in (weights, gated)))  # c
-    return scale * gated, scale * before, after
+    return scale * gated, scale * key_side, value_side
 
 
 # %% notebooks/04_resonance.ipynb#resonate-function
@@ -298,8 +300,8 @@ def resonate(fast_weights, basis, strength=0.01, threshold=1.0):
     # products in half precision would not keep the norm
     with torch.autocast(fast_weights.device.type, enabled=False):
         weights = fast_weights.to(torch.promote_types(fast_weights.dtype, torch.float32))
-        _, before, after = filter_modes(weights, basis, strength, threshold)
-        return (before @ weights @ after).to(fast_weights.dtype)
+        _, key_side, value_side = filter_modes(weights, basis, strength, threshold)
+        return (key_side @ weights @ value_side).to(fast_weights.dtype)
 
 
 # %% notebooks/04_resonance.ipynb#info

@@ -123,12 +123,12 @@ def gate(weights, threshold):
     """What equation (eq-gate) takes from a memory.
 
     Args:
-        weights: W, (B, H, D, D).
+        weights: W, (…, D, D).
         threshold: θ.
 
     Returns:
-        The noise's σ² D, (B, H), the inverse (W Wᵀ + τ² I)⁻¹, (B, H, D, D), and the selected share
-        of the modes tr G / D, (B, H), all in float32 or wider.
+        The noise's σ² D, (…), the inverse (W Wᵀ + τ² I)⁻¹, (…, D, D), and the selected share of
+        the modes tr G / D, (…), all in float32 or wider.
     """
     gram, dtype = gram_matrix(weights), torch.promote_types(weights.dtype, torch.float32)
     noise = noise_energy(gram)
@@ -152,10 +152,11 @@ def selection(written, threshold, gamma_boost):
     """The fixed matrix I − λτ² (W Wᵀ + τ² I)⁻¹ of equation (eq-select).
 
     Args:
-        written, threshold, gamma_boost: as for :func:`select`.
+        written: W, (…, D, D).
+        threshold, gamma_boost: as for :func:`select`.
 
     Returns:
-        The matrix (B, H, D, D), and the selected share (B, H), in float32 or wider.
+        The matrix (…, D, D), and the selected share (…), in float32 or wider.
     """
     noise, inverse, share = gate(written, threshold)
     amount = math.expm1(-gamma_boost) * threshold**2 * noise  # −λτ²
