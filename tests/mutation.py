@@ -53,6 +53,9 @@ EXPLAINED = {
     "stability.RESOLUTION: 0.0001 -> 0.0002": "a tolerance for rounding: c changes by 1e-4",
     "snr.RIDGE: 0.0001 -> 0.0002": "a tolerance for rounding: σ changes by 1e-4",
     "memory.memory_chunked: 64 -> 128": "changes the speed, not the result",
+    "consolidation.CHUNK: 64 -> 128": "changes the speed, not the result",
+    "consolidation.TOGETHER: 8 -> 16": "changes the speed, not the result",
+    "consolidation.ConsolidatedMemory.backward: 4 -> 8": "autograd drops a None too many",
     **{
         f"memory.times: {change}": "runs when compiled; test_compiles fails, but it is slow"
         for change in (

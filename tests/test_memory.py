@@ -177,3 +177,22 @@ def test_pairs_are_complex_numbers_in_any_layout(layout):
     x = layout(torch.randn(8, 8))
     pairs = as_complex(x)
     assert torch.equal(pairs.real, x[..., 0::2]) and torch.equal(pairs.imag, x[..., 1::2])
+
+
+def test_evolving_takes_half_precision():
+    generator = torch.Generator().manual_seed(0)
+    memory = torch.randn(2, 3, 8, 8, generator=generator)
+    decay, angle = torch.rand(2, 2, 3, generator=generator)
+    half = evolve(*(x.bfloat16() for x in (memory, decay, angle)))
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), evolve(memory, decay, angle), atol=0.05, rtol=0.05)
+
+
+def test_a_second_derivative_is_refused():
+    """Rather than being silently wrong: the backward pass is written by hand."""
+    *tensors, state = inputs(1, 6, 1, 4, torch.float64, seed=0)
+    q = tensors[0].requires_grad_()
+    y, _ = memory_chunked(*tensors, state=state)
+    (gradient,) = torch.autograd.grad(y.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
