@@ -16,7 +16,7 @@ __all__ = [
     "turn",
     "evolve",
     "memory_step",
-    "check_finite",
+    "check_values",
     "check_memory",
     "memory_recurrent",
     "split",
@@ -124,9 +124,13 @@ def memory_step(q, k, v, gamma, potential, eta, dt, fast_weights):
 
 
 # %% notebooks/02_memory.ipynb#checks
-def check_finite(fast_weights):
-    """Refuse a memory that holds NaN or infinity, with a ValueError."""
-    if not math.isfinite(fast_weights.sum().item()):
+def check_values(gamma, fast_weights=None):
+    """Refuse Γ ≤ 0, and a memory that holds NaN or infinity, with a ValueError."""
+    if gamma.numel() and not gamma.min().item() > 0:
+        raise ValueError(
+            f"gamma must be positive everywhere, its smallest value is {gamma.min().item():.4g}"
+        )
+    if fast_weights is not None and not math.isfinite(fast_weights.sum().item()):
         raise ValueError("state must be finite, it holds NaN or infinity")
 
 
@@ -152,14 +156,8 @@ def check_memory(q, k, v, gamma, potential, eta, fast_weights=None):
             if value.shape != expected:
                 got = tuple(value.shape)
                 raise ValueError(f"{name} must have shape {tuple(expected)}, got {got}")
-    if torch.compiler.is_compiling():
-        return  # what follows looks at values, and would break the graph
-    if gamma.numel() and not gamma.min().item() > 0:
-        raise ValueError(
-            f"gamma must be positive everywhere, its smallest value is {gamma.min().item():.4g}"
-        )
-    if fast_weights is not None:
-        check_finite(fast_weights)
+    if not torch.compiler.is_compiling():  # looking at values would break the graph
+        check_values(gamma, fast_weights)
 
 
 # %% notebooks/02_memory.ipynb#recurrent

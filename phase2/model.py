@@ -12,7 +12,7 @@ from torch import Tensor
 
 from phase2.consolidation import MemoryState, consolidate, empty_memory, remember, token
 from phase2.decay import DecayPotential, half_life, warn_overdamped
-from phase2.memory import check_memory
+from phase2.memory import check_values
 from phase2.resonance import BASES, resonance_basis, resonance_info
 from phase2.snr import snr_stats
 from phase2.stability import coherence, energy, stability_metrics, violated, warn_unstable
@@ -25,9 +25,6 @@ __all__ = [
     "check_keys",
     "Phase2Config",
     "learning_rate",
-    "FEW",
-    "linear",
-    "Linear",
     "FeedForward",
     "feed_forward",
     "SHORTEST",
@@ -170,43 +167,6 @@ def learning_rate(raw, hebbian_eta):
     return 2 * hebbian_eta * torch.sigmoid(raw)
 
 
-# %% notebooks/07_model.ipynb#linear
-FEW = 16  # rows with which a product does little but read its weights
-
-
-def linear(x, weight):
-    """x Wᵀ; few rows of float32 on a CPU, without gradient, read W with all cores.
-
-    Args:
-        x: (…, n).
-        weight: W, (m, n).
-
-    Returns:
-        (…, m).
-    """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return F.linear(x, weight)
-    rows = x.shape[:-1].numel()
-    few = 0 < rows <= FEW and x.is_cpu and x.dtype == torch.float32
-    parts = math.gcd(torch.get_num_threads(), len(weight)) if few else 1
-    if parts == 1 or torch.is_autocast_enabled("cpu"):
-        return F.linear(x, weight)
-    again = x.reshape(1, rows, -1).expand(parts, -1, -1)  # all rows for each part of W
-    y = torch.bmm(again, weight.view(parts, -1, weight.shape[1]).mT)  # (parts, rows, m / parts)
-    return y.transpose(0, 1).reshape(*x.shape[:-1], -1)
-
-
-class Linear(torch.nn.Linear):
-    """:func:`linear` as a module."""
-
-    def __init__(self, inputs, outputs):
-        super().__init__(inputs, outputs, bias=False)
-
-    def forward(self, x):
-        """x (…, n) -> (…, m)."""
-        return linear(x, self.weight)
-
-
 # %% notebooks/07_model.ipynb#activation
 class FeedForward(torch.autograd.Function):
     """y = relu(x Uᵀ)² Dᵀ; for the backward pass it keeps r = relu(x Uᵀ) and not its square."""
@@ -239,7 +199,7 @@ def feed_forward(x, up, down):
         (…, d), in half precision under autocast.
     """
     if not torch.is_grad_enabled():
-        return linear(linear(x, up).relu_().square(), down)
+        return F.linear(F.linear(x, up).relu_().square(), down)
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:  # as autocast does
         x, up, down = (w.to(torch.get_autocast_dtype(device)) for w in (x, up, down))
@@ -308,18 +268,19 @@ def step(block, x, state, position):
         x, state, Γ and V (B, 1, H), as there.
     """
     config, wide = block.config, torch.promote_types(x.dtype, torch.float32)
-    h = block.memory_norm(x)
-    q, k, v = block.qkv(h).to(wide).unflatten(-1, (3, *block.key_mix.shape)).unbind(2)
-    potential, gamma = (rate.to(wide) for rate in block.potential(h))
+    h = block.memory_norm(x[:, 0])  # (B, d)
+    q, k, v = block.qkv(h).to(wide).unflatten(-1, (3, *block.key_mix.shape)).unbind(1)  # (B, H, D)
+    potential, gamma = (rate.to(wide) for rate in block.potential(h))  # (B, H)
     eta = learning_rate(block.eta(h).to(wide), config.hebbian_eta)
-    check_memory(q, k, v, gamma, potential, eta, state.fast_weights)
-    q, k, v, gamma, potential, eta = (x.squeeze(1) for x in (q, k, v, gamma, potential, eta))
+    if not torch.compiler.is_compiling():
+        check_values(gamma, state.fast_weights)
     if position and position % config.consolidate_every == 0:
         state = consolidate(state, block.basis, config)
-    key = F.normalize(torch.lerp(k, state.last_key, block.key_mix.to(wide)), dim=-1)
+    key = torch.lerp(k, state.last_key, block.key_mix.to(wide))
+    key = key / torch.linalg.vector_norm(key, dim=-1, keepdim=True).clamp_min(SHORTEST)
     y, gamma, state = token(q, key, v, gamma, potential, eta, state, config.dt)
     y = F.layer_norm(y, y.shape[-1:]).to(x.dtype)
-    x = x + block.out(y.flatten(1)[:, None])
+    x = x + block.out(y.flatten(1))[:, None]
     x = x + feed_forward(block.mlp_norm(x), block.up, block.down)
     return x, state._replace(last_key=k), gamma[:, None], potential[:, None]
 
@@ -337,11 +298,11 @@ class Phase2Block(torch.nn.Module):
         d, heads = config.d_model, config.n_heads
         self.config, self.fast_weight_state = config, None
         self.memory_norm = torch.nn.LayerNorm(d)
-        self.qkv = Linear(d, 3 * d)
+        self.qkv = torch.nn.Linear(d, 3 * d, bias=False)
         self.potential = DecayPotential(d, heads, config.base_decay, config.dt)
         self.eta = torch.nn.Linear(d, heads)
         self.key_mix = torch.nn.Parameter(torch.full((heads, d // heads), 0.5))
-        self.out = Linear(d, d)
+        self.out = torch.nn.Linear(d, d, bias=False)
         self.mlp_norm = torch.nn.LayerNorm(d)
         self.up = torch.nn.Parameter(torch.empty(4 * d, d))
         self.down = torch.nn.Parameter(torch.empty(d, 4 * d))
@@ -767,7 +728,7 @@ class Phase2IntegratedModel(torch.nn.Module):
         self.embedding = torch.nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = torch.nn.ModuleList(Phase2Block(config) for _ in range(config.n_layers))
         self.norm = torch.nn.LayerNorm(config.d_model)
-        self.head = Linear(config.d_model, config.vocab_size)
+        self.head = torch.nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.warned, self.watched = set(), False
         initialize(self)
 

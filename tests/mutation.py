@@ -67,7 +67,6 @@ EXPLAINED = {
     },
     "snr.TINY: 1e-30 -> 2e-30": "any number that is not zero, for an empty memory",
     "model.SHORTEST: 1e-12 -> 2e-12": "any number far below the length of a key",
-    "model.FEW: 16 -> 32": "changes the speed, not the result",
 }
 
 OPPOSITE = {
