@@ -23,7 +23,7 @@ from phase2.memory import (
     turn,
     writes,
 )
-from phase2.resonance import filter_modes, resonate
+from phase2.resonance import mode_gate, resonate
 from phase2.snr import select, selection
 from phase2.stability import coherence, controller, energy, restart, running_bound
 
@@ -189,22 +189,28 @@ def pass_looks(written, first, across, spin, basis, config):
         basis, config: see :func:`consolidate`.
 
     Returns:
-        W̃ at the start of each stretch, (B, S, H, D, D), and the matrices of the looks: P of all,
-        (B, S − 1, H, D, D); then, if there is a basis, A_1, B_1, A_2, B_2, …, each (B, H, D, D).
+        W̃ at the start of each stretch, (B, S, H, D, D), and the matrices of the looks: P,
+        (B, S − 1, H, D, D), and if there is a basis U, U_s of that shape, and G of one look after
+        the other, (B, H, D, D).
     """
     written = written[:, :-1]  # the last stretch is not looked at
     keep, _ = selection(written, config.snr_threshold, config.snr_gamma_boost)
-    kept, memories, sides = keep @ written, [first], []
+    kept, memories, gates = keep @ written, [first], []
     if basis is not None:
-        key_basis = turn(basis.to(first), spin[:, :-1])  # R(−Φ) U
+        basis = basis.to(first)
+        key_basis = turn(basis, spin[:, :-1])  # U_s
+        kept, memories = kept @ basis, [first @ basis]
     for s in range(kept.shape[1]):
         weights = torch.addcmul(kept[:, s], across[:, s], memories[-1])
         if basis is not None:
-            strength = config.resonance_strength
-            weights, *both = filter_modes(weights, basis, strength, key_basis=key_basis[:, s])
-            sides += both
+            modes = key_basis[:, s].mT @ weights
+            gates.append(mode_gate(modes, config.resonance_strength))
+            weights = key_basis[:, s] @ (modes * gates[-1])
         memories.append(weights)
-    return torch.stack(memories, 1), (keep, *sides)
+    memories = torch.stack(memories, 1)
+    if basis is None:
+        return memories, (keep,)
+    return memories @ basis.mT, (keep, basis, key_basis, *gates)
 
 
 # %% notebooks/06_consolidation.ipynb#looks-back
@@ -221,16 +227,20 @@ def pass_looks_back(dlast, dreads, across, matrices):
         Gradients, at the end of each stretch, of what it carries and of what it has written,
         (B, S, H, D, D), and that of the first W̃.
     """
-    keep, *sides = matrices
+    keep, *filter = matrices
+    if filter:
+        basis, key_basis, *gates = filter
+        dlast, dreads = dlast @ basis, dreads @ basis
     dends = [dlast]
     for s in range(keep.shape[1] - 1, -1, -1):
         dweights = torch.addcmul(dreads[:, s + 1], across[:, s + 1], dends[-1])
-        if sides:
-            key_side, value_side = sides[2 * s : 2 * s + 2]
-            dweights = key_side.mT @ dweights @ value_side.mT
+        if filter:
+            dweights = key_basis[:, s] @ (gates[s] * (key_basis[:, s].mT @ dweights))
         dends.append(dweights)
     dfirst = torch.addcmul(dreads[:, 0], across[:, 0], dends[-1])
     dcarried = torch.stack(dends[::-1], 1)
+    if filter:
+        dcarried, dfirst = dcarried @ basis.mT, dfirst @ basis.mT
     dwritten = torch.cat((keep.mT @ dcarried[:, :-1], dcarried[:, -1:]), 1)
     return dcarried, dwritten, dfirst
 

@@ -20,7 +20,7 @@ __all__ = [
     "resonance_basis",
     "safe_ratio",
     "resonance_mask",
-    "filter_modes",
+    "mode_gate",
     "resonate",
     "resonance_info",
 ]
@@ -73,14 +73,12 @@ def in_basis(fast_weights, basis):
     return basis.mT @ fast_weights.to(dtype) @ basis
 
 
-def diag_energy(fast_weights, basis, key_basis=None):
+def diag_energy(fast_weights, basis):
     """How strongly each mode answers to itself, e_j = abs(Ŵ_jj): equation (eq-modes).
 
     Args:
         fast_weights: W, (B, H, D, D).
         basis: U, orthonormal columns, (D, D).
-        key_basis: U as the key index sees it, (B, H, D, D), if W is in a frame that turns; or
-            None.
 
     Returns:
         e, (B, H, D), in the unit of W.
@@ -88,8 +86,7 @@ def diag_energy(fast_weights, basis, key_basis=None):
     dtype = torch.promote_types(fast_weights.dtype, torch.float32)
     basis = basis.to(fast_weights.device, dtype)
     # Ŵ_jj = Σ_i U_ij (W U)_ij: the rest of Ŵ is not needed
-    key_basis = basis if key_basis is None else key_basis
-    return ((fast_weights.to(dtype) @ basis) * key_basis).sum(-2).abs()
+    return ((fast_weights.to(dtype) @ basis) * basis).sum(-2).abs()
 
 
 # %% notebooks/04_resonance.ipynb#zeros-table
@@ -256,26 +253,21 @@ def resonance_mask(energy, threshold=1.0):
 
 # %% notebooks/04_resonance.ipynb#resonate
 @torch.no_grad()
-def filter_modes(weights, basis, strength, threshold=1.0, key_basis=None):
-    """Equation (eq-resonate) as W' = A W B.
+def mode_gate(modes, strength, threshold=1.0):
+    """What equation (eq-resonate) multiplies Ŵ by: c g gᵀ.
 
     Args:
-        weights: W, (B, H, D, D), float32 or wider.
-        basis, strength, threshold: as for :func:`resonate`.
-        key_basis: as for :func:`diag_energy`.
+        modes: Ŵ, (…, D, D), float32 or wider.
+        strength, threshold: λ and θ, as for :func:`resonate`.
 
     Returns:
-        W', the key side A = c U diag(g) Uᵀ and the value side B = U diag(g) Uᵀ, (B, H, D, D),
-        without gradient.
+        c g gᵀ, (…, D, D).
     """
-    basis = basis.to(weights)
-    key_basis = basis if key_basis is None else key_basis
-    mask = resonance_mask(diag_energy(weights, basis, key_basis), threshold)
-    gate = (1 - strength * (1 - mask))[..., None, :]  # g, (B, H, 1, D)
-    key_side, value_side = (key_basis * gate) @ key_basis.mT, (basis * gate) @ basis.mT
-    gated = key_side @ weights @ value_side
-    scale = safe_ratio(*(x.norm(dim=(-2, -1), keepdim=True) for x in (weights, gated)))  # c
-    return scale * gated, scale * key_side, value_side
+    mask = resonance_mask(modes.diagonal(dim1=-2, dim2=-1).abs(), threshold)
+    gate = 1 - strength * (1 - mask)  # g, (…, D)
+    gate = gate[..., :, None] * gate[..., None, :]
+    sizes = (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) for x in (modes, modes * gate))
+    return safe_ratio(*sizes) * gate
 
 
 # %% notebooks/04_resonance.ipynb#resonate-function
@@ -299,9 +291,10 @@ def resonate(fast_weights, basis, strength=0.01, threshold=1.0):
         raise ValueError(f"strength must be from 0 to 1, got {strength}")
     # products in half precision would not keep the norm
     with torch.autocast(fast_weights.device.type, enabled=False):
-        weights = fast_weights.to(torch.promote_types(fast_weights.dtype, torch.float32))
-        _, key_side, value_side = filter_modes(weights, basis, strength, threshold)
-        return (key_side @ weights @ value_side).to(fast_weights.dtype)
+        modes = in_basis(fast_weights, basis)
+        basis = basis.to(modes)
+        gated = modes * mode_gate(modes, strength, threshold)
+        return (basis @ gated @ basis.mT).to(fast_weights.dtype)
 
 
 # %% notebooks/04_resonance.ipynb#info
