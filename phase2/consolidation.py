@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from phase2.memory import (
     Chunks,
@@ -19,9 +18,13 @@ from phase2.memory import (
     memory_step,
     overlap,
     read_gradients,
-    to_chunks,
+    refuse_second_derivative,
+    split,
+    split_times,
+    times,
     turn,
-    writes,
+    turned,
+    with_decays,
 )
 from phase2.resonance import mode_gate, resonate
 from phase2.snr import select, selection
@@ -33,10 +36,14 @@ __all__ = [
     "consolidate",
     "stretch",
     "token",
-    "pass_looks",
-    "pass_looks_back",
+    "look",
     "apart",
+    "chunk_ends",
     "accumulate",
+    "write",
+    "rewrite",
+    "pass_stretches",
+    "pass_looks_back",
     "consolidated_forward",
     "consolidated_backward",
     "ConsolidatedMemory",
@@ -47,7 +54,6 @@ __all__ = [
     "choose",
     "pass_through",
     "TOGETHER",
-    "is_quiet",
     "remember",
 ]
 
@@ -177,72 +183,27 @@ def token(q, k, v, gamma, potential, eta, state, dt):
     return y, gamma, state._replace(fast_weights=weights, **limits)
 
 
-# %% notebooks/06_consolidation.ipynb#looks
-def pass_looks(written, first, across, spin, basis, config):
-    """Equation (eq-looks) from stretch to stretch, in the rotating frame.
+# %% notebooks/06_consolidation.ipynb#look
+def look(keep, written, carried, key_basis, basis, strength):
+    """Equation (eq-looks).
 
     Args:
-        written: what each of S stretches has written, (B, S, H, D, D).
-        first: W̃ at the start of the first, (B, H, D, D).
-        across: a of each stretch, (B, S, H, 1, 1).
-        spin: e^{−iΦ} at the end of each stretch, (B, S, H).
-        basis, config: see :func:`consolidate`.
+        keep: P, (B, H, D, D).
+        written: what the stretch has written, likewise.
+        carried: what is left of W̃ at its start, likewise.
+        key_basis: U_s, likewise; not used without a basis.
+        basis: see :func:`consolidate`.
+        strength: λ of equation (eq-resonate).
 
     Returns:
-        W̃ at the start of each stretch, (B, S, H, D, D), and the matrices of the looks: P,
-        (B, S − 1, H, D, D), and if there is a basis U, U_s of that shape, and G of one look after
-        the other, (B, H, D, D).
+        W̃ at the start of the next stretch, and G or, without a basis, None.
     """
-    written = written[:, :-1]  # the last stretch is not looked at
-    keep, _ = selection(written, config.snr_threshold, config.snr_gamma_boost)
-    kept, memories, gates = keep @ written, [first], []
-    if basis is not None:
-        basis = basis.to(first)
-        key_basis = turn(basis, spin[:, :-1])  # U_s
-        kept, memories = kept @ basis, [first @ basis]
-    for s in range(kept.shape[1]):
-        weights = torch.addcmul(kept[:, s], across[:, s], memories[-1])
-        if basis is not None:
-            modes = key_basis[:, s].mT @ weights
-            gates.append(mode_gate(modes, config.resonance_strength))
-            weights = key_basis[:, s] @ (modes * gates[-1])
-        memories.append(weights)
-    memories = torch.stack(memories, 1)
+    weights = carried + keep @ written
     if basis is None:
-        return memories, (keep,)
-    return memories @ basis.mT, (keep, basis, key_basis, *gates)
-
-
-# %% notebooks/06_consolidation.ipynb#looks-back
-def pass_looks_back(dlast, dreads, across, matrices):
-    """The gradient of :func:`pass_looks`.
-
-    Args:
-        dlast: gradient of W̃ at the end of the last stretch, (B, H, D, D).
-        dreads: what reading in a stretch adds to the gradient of W̃ at its start,
-            (B, S, H, D, D).
-        across, matrices: as there.
-
-    Returns:
-        Gradients, at the end of each stretch, of what it carries and of what it has written,
-        (B, S, H, D, D), and that of the first W̃.
-    """
-    keep, *filter = matrices
-    if filter:
-        basis, key_basis, *gates = filter
-        dlast, dreads = dlast @ basis, dreads @ basis
-    dends = [dlast]
-    for s in range(keep.shape[1] - 1, -1, -1):
-        dweights = torch.addcmul(dreads[:, s + 1], across[:, s + 1], dends[-1])
-        if filter:
-            dweights = key_basis[:, s] @ (gates[s] * (key_basis[:, s].mT @ dweights))
-        dends.append(dweights)
-    dfirst = torch.addcmul(dreads[:, 0], across[:, 0], dends[-1])
-    dcarried = torch.stack(dends[::-1], 1)
-    if filter:
-        dcarried, dfirst = dcarried @ basis.mT, dfirst @ basis.mT
-    dwritten = torch.cat((keep.mT @ dcarried[:, :-1], dcarried[:, -1:]), 1)
-    return dcarried, dwritten, dfirst
+        return weights, None
+    modes = key_basis.mT @ weights @ basis
+    gate = mode_gate(modes, strength)
+    return key_basis @ (modes * gate) @ basis.mT, gate
 
 
 # %% notebooks/06_consolidation.ipynb#accumulate
@@ -251,45 +212,157 @@ def apart(x, count):
     return x.unflatten(1, (count, -1)).flatten(0, 1)
 
 
-def accumulate(added, across, order):
-    """What :func:`phase2.memory.carry` from nothing leaves, taking chunks in this order.
+def chunk_ends(decay, size):
+    """`until` and `across` of :func:`phase2.memory.chunk_decays`, of Γ dt (B, N, H)."""
+    g = split(decay, size).cumsum(-1)
+    return torch.exp(g - g[..., -1:])[..., None], torch.exp(-g[..., -1, None, None])
+
+
+def accumulate(added, across, backwards=False):
+    """What :func:`phase2.memory.carry` from nothing leaves at the end.
 
     Args:
         added, across: (B, n, H, D, D) and (B, n, H, 1, 1).
-        order: range over the n chunks.
+        backwards: from the last chunk to the first.
 
     Returns:
         (B, H, D, D).
     """
+    order = range(added.shape[1])[:: -1 if backwards else 1]
     total = added[:, order[0]]
     for c in order[1:]:
         total = torch.addcmul(added[:, c], total, across[:, c])
     return total
 
 
+# %% notebooks/06_consolidation.ipynb#write
+def write(k, v_eta, decay, strength):
+    """What a stretch of m chunks writes into an empty memory.
+
+    Args:
+        k, v_eta: K̃ and V_η, (B, m, H, C, D).
+        decay, strength: Γ dt and η ‖v‖, (B, m C, H).
+
+    Returns:
+        What each chunk adds, (B, m, H, D, D), and all of them together, (B, H, D, D); a of
+        equation (eq-looks), (B, H, 1, 1); `bound` and `incoherent` as in MemoryState.
+    """
+    until, across = chunk_ends(decay, k.shape[-2])
+    added = (times(k, until).mT @ v_eta).to(decay.dtype)
+    nothing = decay.new_zeros(len(k), k.shape[2])
+    limits = running_bound(nothing, nothing, strength, decay)
+    return added, accumulate(added, across), across.prod(1), *limits
+
+
+def rewrite(s, tokens, found, shift):
+    """Stretch s again with `shift`, (B, H), added to its Γ dt, in place.
+
+    Args:
+        tokens: arguments of :func:`write`, (B, S, …).
+        found: its results, likewise.
+    """
+    tokens[2][:, s] += shift[:, None]
+    for x, new in zip(found, write(*(x[:, s] for x in tokens)), strict=True):
+        x[:, s] = new
+
+
+# %% notebooks/06_consolidation.ipynb#pass-stretches
+def pass_stretches(tokens, spin, state, basis, config):
+    """The looks of S stretches, one after the other, and what they need.
+
+    Args:
+        tokens: arguments of :func:`write`, (B, S, …); the controller adds to Γ dt in place.
+        spin: e^{−iΦ} at the end of each stretch, (B, S, H).
+        state, basis, config: see :func:`consolidate`; W is at the start of a stretch.
+
+    Returns:
+        What each chunk adds, (B, S, m, H, D, D); W̃ at the start of each stretch; what the
+        controller adds to its Γ; P and G of its look; and at the end `bound`, `incoherent`,
+        `energy` and `coherence` as in MemoryState.
+    """
+    shift, weights, gates = state.gamma_shift, state.fast_weights, []
+    limits, last = (state.bound, state.incoherent), (state.energy, state.coherence)
+    key_basis = spin if basis is None else turn(basis, spin)  # U_s
+    tokens[2][:, 0] += config.dt * shift[:, None]
+    found = [x.unflatten(0, spin.shape[:2]) for x in write(*(x.flatten(0, 1) for x in tokens))]
+    keep = selection(found[1][:, :-1], config.snr_threshold, config.snr_gamma_boost)[0]
+    memories, shifts = [weights], [shift]
+    for s in range(spin.shape[1]):
+        if again := s and bool(shift.any()):  # the controller was not silent
+            rewrite(s, tokens, found, config.dt * shift)
+        _, written, across, *grown = (x[:, s] for x in found)
+        a = across[..., 0, 0]
+        limits = a * limits[0] + grown[0], a.square() * limits[1] + grown[1]
+        if s + 1 == spin.shape[1]:
+            return found[0], memories, shifts, keep, gates, (*limits, *last)
+        if again:
+            keep[:, s] = selection(written, config.snr_threshold, config.snr_gamma_boost)[0]
+        driven = coherence(energy(across * weights + written), *limits)
+        at = across * weights, key_basis[:, s], basis, config.resonance_strength
+        weights, gate = look(keep[:, s], written, *at)
+        limits, shift = restart(weights), controller(driven, config.gamma_adjust_rate)
+        last = limits[1], driven
+        memories.append(weights), shifts.append(shift), gates.append(gate)
+
+
+# %% notebooks/06_consolidation.ipynb#looks-back
+def pass_looks_back(dlast, dreads, across, keep, looks):
+    """The gradient of the looks of :func:`pass_stretches`, equation (eq-looks) transposed.
+
+    Args:
+        dlast: gradient of W̃ at the end of the last stretch, (B, H, D, D).
+        dreads: what reading in a stretch adds to the gradient of W̃ at its start,
+            (B, S, H, D, D).
+        across: a of each stretch, (B, S, H, 1, 1).
+        keep: P of the looks, (B, S − 1, H, D, D).
+        looks: U, U_s (B, S, H, D, D) and G of one look after the other; or nothing.
+
+    Returns:
+        Gradients, at the end of each stretch, of what it carries and of what it has written,
+        (B, S, H, D, D), and that of the first W̃.
+    """
+    dends = [dlast]
+    for s in range(keep.shape[1] - 1, -1, -1):
+        dweights = torch.addcmul(dreads[:, s + 1], across[:, s + 1], dends[-1])
+        if looks:
+            basis, key_basis, *gates = looks
+            dmodes = key_basis[:, s].mT @ dweights @ basis
+            dweights = key_basis[:, s] @ (gates[s] * dmodes) @ basis.mT
+        dends.append(dweights)
+    dfirst = torch.addcmul(dreads[:, 0], across[:, 0], dends[-1])
+    dcarried = torch.stack(dends[::-1], 1)
+    dwritten = torch.cat((keep.mT @ dcarried[:, :-1], dcarried[:, -1:]), 1)
+    return dcarried, dwritten, dfirst
+
+
 # %% notebooks/06_consolidation.ipynb#consolidated-forward
-def consolidated_forward(q, k, v, decay, spin, eta, fast_weights, basis, config, size, count):
+def consolidated_forward(q, k, v, decay, spin, eta, state, basis, config, size, count):
     """Equations (eq-chunk) and (eq-looks) for `count` = S whole stretches.
 
     Args:
         q, k, v, decay, spin, eta, size: see :func:`phase2.memory.to_chunks`; C divides a stretch.
-        fast_weights: W before the first token, (B, H, D, D).
+        state: MemoryState, after a look or empty.
         basis, config: see :func:`consolidate`.
 
     Returns:
-        Y (B, N, H, D), W̃ at the end of each stretch and at its start, (B, S, H, D, D), and the
-        rest that the backward pass needs.
+        Y (B, N, H, D); W̃ at the end and at the start of each stretch, (B, S, H, D, D); what
+        the controller adds to Γ, (B, S, H); the last result of :func:`pass_stretches`; and what
+        the backward pass needs.
     """
-    chunks = to_chunks(q, k, v, decay, spin, eta, size)
-    added, fade = (apart(x, count).to(eta.dtype) for x in (writes(chunks), chunks.across))
-    written = accumulate(added, fade, range(added.shape[1]))
-    written, across = (x.unflatten(0, (-1, count)) for x in (written, fade.prod(1)))
+    q, k, v_eta = turned(q, spin, size), turned(k, spin, size), split_times(v, eta, size)
     edges = spin.unflatten(1, (count, -1))[:, :, -1]  # (B, S, H)
-    memories, matrices = pass_looks(written, fast_weights, across, edges, basis, config)
-    starts, ends = carry(memories.flatten(0, 1), added, fade)
+    strength = eta * torch.linalg.vector_norm(v, dim=-1, dtype=eta.dtype)
+    basis = None if basis is None else basis.to(state.fast_weights)
+    tokens = [x.unflatten(1, (count, -1)) for x in (k, v_eta, decay.clone(), strength)]
+    found = pass_stretches(tokens, edges, state, basis, config)
+    added, memories, shifts, keep, gates, limits = found
+    chunks = with_decays(q, k, v_eta, tokens[2].flatten(1, 2))
+    memories, shifts = torch.stack(memories, 1), torch.stack(shifts, 1)
+    starts, ends = carry(memories.flatten(0, 1), added.flatten(0, 1), apart(chunks.across, count))
     starts = starts.unflatten(0, (-1, count)).flatten(1, 2).to(v.dtype)
-    y, ends = answers(chunks, starts), ends.unflatten(0, (-1, count))
-    return y, ends, memories, (across, starts, *chunks, *matrices)
+    looks = () if basis is None else (basis, turn(basis, edges), *gates)
+    ends, saved = ends.unflatten(0, (-1, count)), (starts, keep, *chunks, *looks)
+    return answers(chunks, starts), ends, memories, shifts, limits, saved
 
 
 # %% notebooks/06_consolidation.ipynb#consolidated-backward
@@ -297,7 +370,7 @@ def consolidated_backward(ends, memories, saved, v, eta, spin, dy, dlast, dearli
     """The backward pass of :func:`consolidated_forward`.
 
     Args:
-        ends, memories, saved: what it returned.
+        ends, memories, saved: from what it returned.
         v, eta, spin: its arguments.
         dy: gradient of Y, (B, N, H, D).
         dlast, dearlier: gradients of W̃ at the end of the last stretch and at its start, or None.
@@ -306,15 +379,16 @@ def consolidated_backward(ends, memories, saved, v, eta, spin, dy, dlast, dearli
         Gradients of q, k, v, Γ dt, V dt, η and the first W.
     """
     parts, count = len(Chunks._fields), memories.shape[1]
-    across, starts, *saved = saved
-    chunks, matrices = Chunks(*saved[:parts]), saved[parts:]
+    starts, keep, *saved = saved
+    chunks, looks = Chunks(*saved[:parts]), saved[parts:]
     dy, dy_since, dreads = read_gradients(chunks, dy)
     dreads, fade = (apart(x, count).to(eta.dtype) for x in (dreads, chunks.across))
-    dstarts = accumulate(dreads, fade, range(dreads.shape[1])[::-1]).unflatten(0, (-1, count))
+    dstarts = accumulate(dreads, fade, backwards=True).unflatten(0, (-1, count))
     if dearlier is not None:
         dstarts = torch.cat((dstarts[:, :-1], (dstarts[:, -1] + dearlier)[:, None]), 1)
     dlast = torch.zeros_like(dstarts[:, 0]) if dlast is None else dlast
-    dcarried, dwritten, dfirst = pass_looks_back(dlast, dstarts, across, matrices)
+    across = fade.prod(1).unflatten(0, (-1, count))
+    dcarried, dwritten, dfirst = pass_looks_back(dlast, dstarts, across, keep, looks)
     dends, _ = carry(dwritten.flatten(0, 1), dreads, fade, backwards=True)
     # equation (eq-carried-gradient)
     inner = overlap(dends[:, :-1], apart(starts, count)[:, 1:])
@@ -332,33 +406,34 @@ class ConsolidatedMemory(torch.autograd.Function):
     """:func:`consolidated_forward` and its backward pass as one differentiable operation."""
 
     @staticmethod
-    def forward(ctx, q, k, v, decay, angle, eta, fast_weights, basis, config, size, count):
-        """q, k, v, Γ dt, V dt, η, W, … -> Y, the last W, W after the last look, and of
-        each stretch the energy at its end and ‖W‖ at its start, (B, S, H)."""
+    def forward(ctx, q, k, v, decay, angle, eta, fast_weights, state, basis, config, size, count):
+        """q, k, v, Γ dt, V dt, η, W, … -> Y, the last W, W after the last look; without gradient
+        what the controller adds to Γ, and `bound`, `incoherent`, `energy` and `coherence`."""
         spin = torch.polar(torch.ones_like(angle), -cumulative_angle(angle))  # e^{−iΦ}
-        rest = eta, fast_weights, basis, config, size, count
+        state = state._replace(fast_weights=fast_weights)
         with torch.autocast(q.device.type, enabled=False):
-            y, ends, memories, saved = consolidated_forward(q, k, v, decay, spin, *rest)
-        sizes = torch.linalg.vector_norm(memories, dim=(-2, -1))
+            rest = eta, state, basis, config, size, count
+            y, ends, memories, *found, saved = consolidated_forward(q, k, v, decay, spin, *rest)
         ctx.every = q.shape[1] // count
         ctx.save_for_backward(v, eta, spin, ends, memories, *saved)
-        ctx.mark_non_differentiable(energies := energy(ends), sizes)
+        shifts, limits = found
+        ctx.mark_non_differentiable(shifts, *limits)
         ctx.set_materialize_grads(False)
         last = turn(ends[:, -1], spin[:, -1].conj())  # W = R(Φ) W̃
         earlier = turn(memories[:, -1], spin[:, -1 - ctx.every].conj())
-        return y, last, earlier, energies, sizes
+        return y, last, earlier, shifts, *limits
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy, dlast, dearlier, *_):
         """Gradients of the first three results -> gradients of every tensor argument."""
+        refuse_second_derivative()
         v, eta, spin, ends, memories, *saved = ctx.saved_tensors
         turns = (dlast, spin[:, -1]), (dearlier, spin[:, -1 - ctx.every])
         dlast, dearlier = (None if x is None else turn(x, factor) for x, factor in turns)
         dy = torch.zeros_like(v) if dy is None else dy
         with torch.autocast(dy.device.type, enabled=False):
             rest = v, eta, spin, dy, dlast, dearlier
-            return *consolidated_backward(ends, memories, saved, *rest), *[None] * 4
+            return *consolidated_backward(ends, memories, saved, *rest), *[None] * 5
 
 
 # %% notebooks/06_consolidation.ipynb#stretches
@@ -366,37 +441,23 @@ CHUNK = 64  # C, where several stretches are done at once
 
 
 def stretches(q, k, v, gamma, potential, eta, state, count, basis, config):
-    """`count` > 1 whole stretches with a look between two of them, if no look changes a rate.
+    """`count` > 1 whole stretches with a look between two of them.
 
-    Shapes as in :func:`remember`; `state` is that after a look, or empty. Returns y, Γ and the new
-    state, or None if the controller would add to Γ.
+    Shapes as in :func:`remember`; `state` is that after a look, or empty. Returns y, Γ as it was
+    in force, and the new state.
     """
-    dtype, dt = torch.promote_types(q.dtype, torch.float32), config.dt
-    rates = [x.to(dtype) for x in (gamma * dt, potential * dt, eta)]
-    decay, angle, eta = rates
-    options = basis, config, min(CHUNK, config.consolidate_every), count
-    tensors = q, k.to(q.dtype), v.to(q.dtype), *rates
-    found = ConsolidatedMemory.apply(*tensors, state.fast_weights, *options)
-    y, weights, earlier, energies, sizes = found
-    with torch.no_grad():
-        strength = eta * torch.linalg.vector_norm(v, dim=-1, dtype=dtype)
-        bound = torch.cat((state.bound[:, None], sizes[:, 1:]), 1)  # at the starts, (B, S, H)
-        incoherent = torch.cat((state.incoherent[:, None], sizes[:, 1:].square()), 1)
-        limits = running_bound(
-            bound.flatten(0, 1),
-            incoherent.flatten(0, 1),
-            apart(strength, count),
-            apart(decay, count),
-        )
-        bound, incoherent = (x.unflatten(0, (-1, count)) for x in limits)
-        driven = coherence(energies, bound, incoherent)
-        if controller(driven[:, :-1], config.gamma_adjust_rate).any():
-            return None
-    faded, turned = (x[:, -config.consolidate_every :].sum(1) for x in (decay, angle))
-    limits = (x[:, -1] for x in (bound, incoherent, sizes.square()))
-    rest = state.gamma_shift, state.eta_scale, state.last_key
-    state = MemoryState(weights, earlier, faded, turned, *limits, driven[:, -2], *rest)
-    return y, gamma, state
+    dtype, dt, every = torch.promote_types(q.dtype, torch.float32), config.dt, q.shape[1] // count
+    gamma, potential, eta = (x.to(dtype) for x in (gamma, potential, eta))
+    tensors = q, k.to(q.dtype), v.to(q.dtype), gamma * dt, potential * dt, eta
+    state = MemoryState(*(x.to(dtype) for x in state))
+    known = MemoryState(*(x.detach() for x in state))
+    options = basis, config, min(CHUNK, every), count
+    found = ConsolidatedMemory.apply(*tensors, state.fast_weights, known, *options)
+    y, weights, earlier, shifts, *limits = found
+    gamma = gamma + shifts.repeat_interleave(every, 1)
+    faded, turned = (dt * x[:, -every:].sum(1) for x in (gamma, potential))
+    rest = shifts[:, -1], state.eta_scale, state.last_key
+    return y, gamma, MemoryState(weights, earlier, faded, turned, *limits, *rest)
 
 
 # %% notebooks/06_consolidation.ipynb#cut
@@ -431,20 +492,17 @@ def choose(mask, new, old):
 
 # %% notebooks/06_consolidation.ipynb#remember-loop
 def pass_through(tensors, mask, state, position, basis, config, together):
-    """:func:`remember` with up to `together` stretches at once, if no look changes a rate."""
+    """:func:`remember` with up to `together` stretches at once."""
     outputs, every = [], config.consolidate_every
     for *now, part_mask in cut(tensors, mask, position, every, together):
-        ready, count = state, now[0].shape[1] // every
+        count = now[0].shape[1] // every
         if position and position % every == 0:
-            ready = consolidate(state, basis, config)
-            ready = ready if mask is None else choose(part_mask[:, 0], ready, state)
+            due = consolidate(state, basis, config)
+            state = due if mask is None else choose(part_mask[:, 0], due, state)
         if count < 2:
-            found = stretch(*now, ready, config, part_mask)
+            *output, state = stretch(*now, state, config, part_mask)
         else:
-            found = stretches(*now, ready, count, basis, config) if is_quiet(ready) else None
-        if found is None:
-            found = pass_through(now, part_mask, state, position, basis, config, 1)
-        *output, state = found
+            *output, state = stretches(*now, state, count, basis, config)
         outputs.append(output)
         position += now[0].shape[1]
     y, gamma = outputs[0] if len(outputs) == 1 else (torch.cat(x, 1) for x in zip(*outputs))
@@ -452,12 +510,7 @@ def pass_through(tensors, mask, state, position, basis, config, together):
 
 
 # %% notebooks/06_consolidation.ipynb#remember-function
-TOGETHER = 8  # stretches at once; a lost bet wastes one forward pass over as many
-
-
-def is_quiet(state):
-    """Are this stretch's rates those that its tokens ask for?"""
-    return not state.gamma_shift.any() and bool((state.eta_scale == 1).all())
+TOGETHER = 32  # stretches at once: enough to keep a machine busy
 
 
 def remember(q, k, v, gamma, potential, eta, state, position, basis, config, mask=None):
@@ -482,8 +535,8 @@ def remember(q, k, v, gamma, potential, eta, state, position, basis, config, mas
     check_memory(*tensors, state.fast_weights)
     if not q.shape[1]:
         return torch.empty_like(q), gamma, state
-    # several at once: no rate may depend on a look, and chunks must fit into a stretch
-    free = mask is None and not config.snr_eta_boost and not torch.compiler.is_compiling()
+    # several at once: chunks must fit into a stretch, no look may change η, and a look is past
     fits = config.consolidate_every % min(CHUNK, config.consolidate_every) == 0
-    together = TOGETHER if free and fits else 1
-    return pass_through(tensors, mask, state, position, basis, config, together)
+    free = fits and mask is None and not config.snr_eta_boost and not torch.compiler.is_compiling()
+    known = free and (position > 0 or not state.fast_weights.any())
+    return pass_through(tensors, mask, state, position, basis, config, TOGETHER if known else 1)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = [
     "rotate",
@@ -29,6 +28,8 @@ __all__ = [
     "carry",
     "products",
     "Chunks",
+    "turned",
+    "with_decays",
     "to_chunks",
     "writes",
     "answers",
@@ -38,6 +39,7 @@ __all__ = [
     "read_gradients",
     "chunk_gradients",
     "chunked_backward",
+    "refuse_second_derivative",
     "ChunkedMemory",
     "pad",
     "memory_chunked",
@@ -310,6 +312,18 @@ class Chunks(NamedTuple):
 
 
 # %% notebooks/02_memory.ipynb#to-chunks
+def turned(x, spin, size):
+    """R(−Φ) x in chunks: (B, N, H, D) and e^{−iΦ} (B, N, H) -> (B, n, H, C, D)."""
+    return as_real(split_times(as_complex(x), spin, size)).to(x.dtype)
+
+
+def with_decays(q, k, v_eta, decay):
+    """Chunks of Q̃, K̃ and V_η, (B, n, H, C, D), and Γ dt, (B, N, H)."""
+    within, *decays = chunk_decays(decay, q.shape[-2])
+    within = within.to(q.dtype)
+    return Chunks(q, k, v_eta, (q @ k.mT).mul_(within), within, *decays)
+
+
 def to_chunks(q, k, v, decay, spin, eta, size):
     """Cut a sequence into chunks and turn it: what equation (eq-chunk) needs but the memory.
 
@@ -323,12 +337,9 @@ def to_chunks(q, k, v, decay, spin, eta, size):
     Returns:
         Chunks.
     """
-    # R(−Φ) q and R(−Φ) k, (B, n, H, C, D): each pair of entries times e^{−iΦ}
-    q, k = (as_real(split_times(as_complex(x), spin, size)).to(v.dtype) for x in (q, k))
-    v = split_times(v, eta, size)  # V_η
-    within, *decays = chunk_decays(decay, size)
-    within = within.to(q.dtype)
-    return Chunks(q, k, v, (q @ k.mT).mul_(within), within, *decays)
+    return with_decays(
+        turned(q, spin, size), turned(k, spin, size), split_times(v, eta, size), decay
+    )
 
 
 # %% notebooks/02_memory.ipynb#forward
@@ -447,6 +458,12 @@ def chunked_backward(chunks, starts, last, v, eta, spin, dy, dlast):
 
 
 # %% notebooks/02_memory.ipynb#function
+def refuse_second_derivative():
+    """Say that a backward pass by hand has none, rather than being silently wrong."""
+    if torch.is_grad_enabled():  # which a backward pass is only for create_graph=True
+        raise RuntimeError("the chunked memory has no second derivative; use memory_recurrent")
+
+
 class ChunkedMemory(torch.autograd.Function):
     """:func:`chunked_forward` and :func:`chunked_backward` as one differentiable operation.
 
@@ -464,9 +481,9 @@ class ChunkedMemory(torch.autograd.Function):
         return y, turn(last, spin[:, -1].conj())  # W_N = R(Φ_N) W̃_N
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy, dlast):
         """Gradients of Y and the last W -> gradients of every tensor argument."""
+        refuse_second_derivative()
         *chunks, starts, last, v, eta, spin = ctx.saved_tensors
         dlast = turn(dlast, spin[:, -1])
         with torch.autocast(dy.device.type, enabled=False):

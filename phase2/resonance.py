@@ -262,7 +262,12 @@ def mode_gate(modes, strength, threshold=1.0):
 
     Returns:
         c g gᵀ, (…, D, D).
+
+    Raises:
+        ValueError: `strength` or `threshold` is out of range.
     """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be from 0 to 1, got {strength}")
     mask = resonance_mask(modes.diagonal(dim1=-2, dim2=-1).abs(), threshold)
     gate = 1 - strength * (1 - mask)  # g, (…, D)
     gate = gate[..., :, None] * gate[..., None, :]
@@ -287,8 +292,6 @@ def resonate(fast_weights, basis, strength=0.01, threshold=1.0):
     Raises:
         ValueError: `strength` or `threshold` is out of range.
     """
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must be from 0 to 1, got {strength}")
     # products in half precision would not keep the norm
     with torch.autocast(fast_weights.device.type, enabled=False):
         modes = in_basis(fast_weights, basis)

@@ -14,7 +14,6 @@ __all__ = [
     "check_matrices",
     "gram_matrix",
     "noise_scale",
-    "resolvent",
     "gate",
     "check_selection",
     "selection",
@@ -58,11 +57,10 @@ def noise_energy(gram):
         σ² D, (…); above zero also for an empty memory.
     """
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
-    ridge = RIDGE * mean + TINY
-    determinant = torch.linalg.slogdet(lift(gram, ridge))
-    lift(gram, -ridge)
-    # σ² D = exp(1 + ln det(W Wᵀ) / D)
-    return torch.exp(1 + determinant.logabsdet / gram.shape[-1])
+    # no error, and no wait for the device
+    factor = torch.linalg.cholesky_ex(lift(gram.clone(), RIDGE * mean + TINY)).L
+    # σ² D = exp(1 + ln det(W Wᵀ) / D), and the determinant is that of L squared
+    return torch.exp(1 + 2 * factor.diagonal(dim1=-2, dim2=-1).log().mean(-1))
 
 
 # %% notebooks/03_snr.ipynb#noise-scale
@@ -106,18 +104,6 @@ def noise_scale(fast_weights):
 
 
 # %% notebooks/03_snr.ipynb#fade
-def resolvent(gram, shift, dtype):
-    """(W Wᵀ + shift I)⁻¹, the inverse in equation (eq-gate): (…, D, D) and (…) -> (…, D, D).
-
-    It works in the place of `gram`, W Wᵀ in float64; the result is of `dtype`.
-    """
-    # no error, and no wait for the device
-    factor = torch.linalg.cholesky_ex(lift(gram, shift)).L
-    one = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    root = torch.linalg.solve_triangular(factor, one, upper=False).to(dtype)  # L⁻¹
-    return root.mT @ root
-
-
 @torch.no_grad()
 def gate(weights, threshold):
     """What equation (eq-gate) takes from a memory.
@@ -127,15 +113,19 @@ def gate(weights, threshold):
         threshold: θ.
 
     Returns:
-        The noise's σ² D, (…), the inverse (W Wᵀ + τ² I)⁻¹, (…, D, D), and the selected share of
-        the modes tr G / D, (…), all in float32 or wider.
+        The noise's σ² D, (…), what is not selected 1 − G = τ² (W Wᵀ + τ² I)⁻¹, (…, D, D), and the
+        selected share of the modes tr G / D, (…), all in float32 or wider.
     """
     gram, dtype = gram_matrix(weights), torch.promote_types(weights.dtype, torch.float32)
     noise = noise_energy(gram)
     tau2 = threshold**2 * noise  # τ² = θ² σ² D
-    inverse = resolvent(gram, tau2, dtype)
-    share = 1 - tau2 * inverse.diagonal(dim1=-2, dim2=-1).mean(-1)
-    return noise.to(dtype), inverse, share.to(dtype)
+    factor = torch.linalg.cholesky_ex(lift(gram, tau2)).L
+    shift = lift(torch.zeros_like(gram), tau2.sqrt())
+    root = torch.linalg.solve_triangular(factor, shift, upper=False).to(dtype)  # τ L⁻¹
+    with torch.autocast(weights.device.type, enabled=False):
+        noisy = root.mT @ root
+    share = 1 - noisy.diagonal(dim1=-2, dim2=-1).mean(-1)
+    return noise.to(dtype), noisy, share
 
 
 # %% notebooks/03_snr.ipynb#select
@@ -147,9 +137,8 @@ def check_selection(threshold, gamma_boost):
         raise ValueError(f"gamma_boost must be zero or more, got {gamma_boost}")
 
 
-@torch.no_grad()
 def selection(written, threshold, gamma_boost):
-    """The fixed matrix I − λτ² (W Wᵀ + τ² I)⁻¹ of equation (eq-select).
+    """The fixed matrix 1 − λ (1 − G) of equation (eq-select).
 
     Args:
         written: W, (…, D, D).
@@ -157,10 +146,13 @@ def selection(written, threshold, gamma_boost):
 
     Returns:
         The matrix (…, D, D), and the selected share (…), in float32 or wider.
+
+    Raises:
+        ValueError: see :func:`check_selection`.
     """
-    noise, inverse, share = gate(written, threshold)
-    amount = math.expm1(-gamma_boost) * threshold**2 * noise  # −λτ²
-    return lift(amount[..., None, None] * inverse, torch.ones_like(amount)), share
+    check_selection(threshold, gamma_boost)
+    _, noisy, share = gate(written, threshold)
+    return lift(math.expm1(-gamma_boost) * noisy, torch.ones_like(share)), share
 
 
 # %% notebooks/03_snr.ipynb#select-function
@@ -182,7 +174,6 @@ def select(written, threshold=2.0, gamma_boost=1.0):
         TypeError, ValueError: see :func:`check_matrices` and :func:`check_selection`.
     """
     check_matrices("written", written)
-    check_selection(threshold, gamma_boost)
     keep, share = selection(written, threshold, gamma_boost)
     with torch.autocast(written.device.type, enabled=False):
         return (keep @ written.to(keep.dtype)).to(written.dtype), share

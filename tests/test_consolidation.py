@@ -17,6 +17,7 @@ from phase2.consolidation import (
     stretches,
 )
 from phase2.resonance import resonance_basis
+from phase2.snr import select
 
 DIM = 8
 
@@ -78,11 +79,15 @@ def test_together_is_one_by_one(every, count, more, driven, kind, start, dt, see
         torch.testing.assert_close(c, a, atol=1e-9, rtol=1e-9)
 
 
-def test_the_bet_is_on_a_silent_controller():
+def test_the_controller_acts_between_stretches_done_together():
     config, basis = setting(consolidate_every=16), resonance_basis("zeta", DIM, torch.float64)
     empty = empty_memory(2, 2, DIM, dtype=torch.float64)
-    assert stretches(*sequence(64), empty, 4, basis, config) is not None
-    assert stretches(*sequence(64, driven=1.0), empty, 4, basis, config) is None
+    for driven, acts in ((0.0, False), (1.0, True)):
+        inputs = sequence(64, driven=driven)
+        _, gamma, _ = stretches(*inputs, empty, 4, basis, config)
+        added = (gamma - inputs[3]).unflatten(1, (4, 16))
+        assert not added[:, 0].any() and bool((added[:, 1:] > 0.005).all()) == acts
+        torch.testing.assert_close(added, added[:, :, :1].expand_as(added), atol=1e-12, rtol=0)
 
 
 def test_gradient_of_looks_that_change_nothing():
@@ -134,3 +139,56 @@ def test_lengths_end_at_boundaries(position, length, every, together):
         position += tokens
         assert position % every == 0
     assert max(lengths) <= together * every
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_rounded_basis_does_no_more_harm_together(dtype):
+    """As in a model that was converted: UᵀU is 1 only to the precision of the model."""
+    config = setting(consolidate_every=8)
+    basis = resonance_basis("zeta", DIM).to(dtype)
+    inputs = sequence(64, dtype=torch.promote_types(dtype, torch.float32))
+    empty = empty_memory(2, 2, DIM, dtype=inputs[0].dtype)
+    one, eight = (pass_through(inputs, None, empty, 0, basis, config, n)[2] for n in (1, 8))
+    error = (one.fast_weights - eight.fast_weights).norm() / one.fast_weights.norm()
+    assert error < (1e-12 if dtype == torch.float64 else 5e-3)
+
+
+def test_a_memory_in_the_middle_of_a_stretch_is_not_taken_for_one_at_its_start():
+    config, basis = setting(consolidate_every=8), resonance_basis("zeta", DIM, torch.float64)
+    empty, inputs = empty_memory(2, 2, DIM, dtype=torch.float64), sequence(32)
+    *_, state = remember(*sequence(13, seed=1), empty, 0, basis, config)
+    whole, _, _ = remember(*inputs, state, 0, basis, config)
+    parts = []
+    for at in range(0, 32, 8):
+        y, _, state = remember(*(x[:, at : at + 8] for x in inputs), state, at, basis, config)
+        parts.append(y)
+    torch.testing.assert_close(whole, torch.cat(parts, 1), atol=1e-10, rtol=0)
+
+
+def test_queries_and_state_of_different_precision():
+    config, basis = setting(consolidate_every=8), resonance_basis("zeta", DIM, torch.float64)
+    empty = empty_memory(2, 2, DIM, dtype=torch.float64)
+    inputs = sequence(32, dtype=torch.float32)
+    for together in (1, 8):
+        y, _, state = pass_through(inputs, None, empty, 0, basis, config, together)
+        assert y.dtype == torch.float32 and state.fast_weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize("strength", [0.0, 1e3])
+def test_selection_costs_no_digits_under_autocast(strength):
+    generator = torch.Generator().manual_seed(0)
+    memory = torch.randn(1, 1, 32, 32, generator=generator)
+    memory = memory + strength * torch.outer(memory[0, 0, 0], memory[0, 0, 1])
+    wanted = select(memory)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(select(memory)[0], wanted)
+
+
+def test_arguments_are_checked_together_as_one_by_one():
+    basis = resonance_basis("zeta", DIM, torch.float64)
+    empty = empty_memory(2, 2, DIM, dtype=torch.float64)
+    for wrong in ({"snr_threshold": -1.0}, {"snr_gamma_boost": -1.0}, {"resonance_strength": 2.0}):
+        for together in (1, 8):
+            config = setting(consolidate_every=8, **{"resonance_strength": 0.1, **wrong})
+            with pytest.raises(ValueError, match="must be"):
+                pass_through(sequence(32), None, empty, 0, basis, config, together)
