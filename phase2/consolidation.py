@@ -267,12 +267,12 @@ def rewrite(s, tokens, found, shift):
 
 
 # %% notebooks/06_consolidation.ipynb#pass-stretches
-def pass_stretches(tokens, spin, state, basis, config):
+def pass_stretches(tokens, key_basis, state, basis, config):
     """The looks of S stretches, one after the other, and what they need.
 
     Args:
         tokens: arguments of :func:`write`, (B, S, …); the controller adds to Γ dt in place.
-        spin: e^{−iΦ} at the end of each stretch, (B, S, H).
+        key_basis: U_s of each look, (B, S − 1, H, D, D), or None.
         state, basis, config: see :func:`consolidate`; W is at the start of a stretch.
 
     Returns:
@@ -282,24 +282,24 @@ def pass_stretches(tokens, spin, state, basis, config):
     """
     shift, weights, gates = state.gamma_shift, state.fast_weights, []
     limits, last = (state.bound, state.incoherent), (state.energy, state.coherence)
-    key_basis = spin if basis is None else turn(basis, spin)  # U_s
     tokens[2][:, 0] += config.dt * shift[:, None]
-    found = [x.unflatten(0, spin.shape[:2]) for x in write(*(x.flatten(0, 1) for x in tokens))]
+    found = [x.unflatten(0, tokens[0].shape[:2]) for x in write(*(x.flatten(0, 1) for x in tokens))]
     keep = selection(found[1][:, :-1], config.snr_threshold, config.snr_gamma_boost)[0]
     memories, shifts = [weights], [shift]
-    for s in range(spin.shape[1]):
+    for s in range(keep.shape[1] + 1):
         if again := s and bool(shift.any()):  # the controller was not silent
             rewrite(s, tokens, found, config.dt * shift)
         _, written, across, *grown = (x[:, s] for x in found)
         a = across[..., 0, 0]
         limits = a * limits[0] + grown[0], a.square() * limits[1] + grown[1]
-        if s + 1 == spin.shape[1]:
+        if s == keep.shape[1]:
             return found[0], memories, shifts, keep, gates, (*limits, *last)
         if again:
             keep[:, s] = selection(written, config.snr_threshold, config.snr_gamma_boost)[0]
         driven = coherence(energy(across * weights + written), *limits)
-        at = across * weights, key_basis[:, s], basis, config.resonance_strength
-        weights, gate = look(keep[:, s], written, *at)
+        at = None if basis is None else key_basis[:, s]
+        rest = across * weights, at, basis, config.resonance_strength
+        weights, gate = look(keep[:, s], written, *rest)
         limits, shift = restart(weights), controller(driven, config.gamma_adjust_rate)
         last = limits[1], driven
         memories.append(weights), shifts.append(shift), gates.append(gate)
@@ -315,7 +315,7 @@ def pass_looks_back(dlast, dreads, across, keep, looks):
             (B, S, H, D, D).
         across: a of each stretch, (B, S, H, 1, 1).
         keep: P of the looks, (B, S − 1, H, D, D).
-        looks: U, U_s (B, S, H, D, D) and G of one look after the other; or nothing.
+        looks: U, U_s (B, S − 1, H, D, D) and G of one look after the other; or nothing.
 
     Returns:
         Gradients, at the end of each stretch, of what it carries and of what it has written,
@@ -350,18 +350,21 @@ def consolidated_forward(q, k, v, decay, spin, eta, state, basis, config, size, 
         the backward pass needs.
     """
     q, k, v_eta = turned(q, spin, size), turned(k, spin, size), split_times(v, eta, size)
-    edges = spin.unflatten(1, (count, -1))[:, :, -1]  # (B, S, H)
+    edges = spin.unflatten(1, (count, -1))[:, :-1, -1]  # at the looks, (B, S − 1, H)
     strength = eta * torch.linalg.vector_norm(v, dim=-1, dtype=eta.dtype)
-    basis = None if basis is None else basis.to(state.fast_weights)
+    looks = () if basis is None else (basis.to(eta), turn(basis.to(eta), edges))  # U and U_s
+    basis, key_basis = looks or (None, None)
     tokens = [x.unflatten(1, (count, -1)) for x in (k, v_eta, decay.clone(), strength)]
-    found = pass_stretches(tokens, edges, state, basis, config)
+    found = pass_stretches(tokens, key_basis, state, basis, config)
     added, memories, shifts, keep, gates, limits = found
     chunks = with_decays(q, k, v_eta, tokens[2].flatten(1, 2))
     memories, shifts = torch.stack(memories, 1), torch.stack(shifts, 1)
     starts, ends = carry(memories.flatten(0, 1), added.flatten(0, 1), apart(chunks.across, count))
     starts = starts.unflatten(0, (-1, count)).flatten(1, 2).to(v.dtype)
-    looks = () if basis is None else (basis, turn(basis, edges), *gates)
-    ends, saved = ends.unflatten(0, (-1, count)), (starts, keep, *chunks, *looks)
+    ends, saved = (
+        ends.unflatten(0, (-1, count)),
+        (starts, keep, *chunks, *looks, *(gates if looks else ())),
+    )
     return answers(chunks, starts), ends, memories, shifts, limits, saved
 
 
