@@ -410,10 +410,9 @@ class ConsolidatedMemory(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, decay, angle, eta, fast_weights, state, basis, config, size, count):
-        """q, k, v, Γ dt, V dt, η, W, … -> Y, the last W, W after the last look; without gradient
-        what the controller adds to Γ, and `bound`, `incoherent`, `energy` and `coherence`."""
+        """q, k, v, Γ dt, V dt, η, W (that of `state`), … -> Y, the last W, W after the last look;
+        without gradient what the controller adds to Γ, and the limits of MemoryState."""
         spin = torch.polar(torch.ones_like(angle), -cumulative_angle(angle))  # e^{−iΦ}
-        state = state._replace(fast_weights=fast_weights)
         with torch.autocast(q.device.type, enabled=False):
             rest = eta, state, basis, config, size, count
             y, ends, memories, *found, saved = consolidated_forward(q, k, v, decay, spin, *rest)

@@ -168,10 +168,22 @@ def test_a_memory_in_the_middle_of_a_stretch_is_not_taken_for_one_at_its_start()
 def test_queries_and_state_of_different_precision():
     config, basis = setting(consolidate_every=8), resonance_basis("zeta", DIM, torch.float64)
     empty = empty_memory(2, 2, DIM, dtype=torch.float64)
-    inputs = sequence(32, dtype=torch.float32)
-    for together in (1, 8):
-        y, _, state = pass_through(inputs, None, empty, 0, basis, config, together)
-        assert y.dtype == torch.float32 and state.fast_weights.dtype == torch.float32
+    q, *rest = sequence(32, dtype=torch.float32)
+    for dtype in (torch.float32, torch.bfloat16):
+        for together in (1, 8):
+            inputs = [q.to(dtype), *rest]
+            y, _, state = pass_through(inputs, None, empty, 0, basis, config, together)
+            assert y.dtype == dtype and state.fast_weights.dtype == torch.float32
+
+
+def test_a_second_derivative_is_refused():
+    config, basis = setting(consolidate_every=8), resonance_basis("zeta", DIM, torch.float64)
+    q, *rest = sequence(32)
+    y, _, _ = remember(
+        q.requires_grad_(), *rest, empty_memory(2, 2, DIM, dtype=q.dtype), 0, basis, config
+    )
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(y.sum(), q, create_graph=True)
 
 
 @pytest.mark.parametrize("strength", [0.0, 1e3])
