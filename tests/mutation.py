@@ -54,6 +54,8 @@ EXPLAINED = {
     "snr.RIDGE: 0.0001 -> 0.0002": "a tolerance for rounding: σ changes by 1e-4",
     "memory.memory_chunked: 64 -> 128": "changes the speed, not the result",
     "consolidation.CHUNK: 64 -> 128": "changes the speed, not the result",
+    "consolidation.remember: position > 0 or not state.fast_weights.any() -> "
+    "position > 0 and (not state.fast_weights.any())": "changes the speed, not the result",
     "consolidation.TOGETHER: 32 -> 64": "changes the speed, not the result",
     "consolidation.pass_stretches: 1 -> 2": "a loop that returns before it ends",
     "consolidation.ConsolidatedMemory.backward: 5 -> 10": "autograd drops a None too many",

@@ -204,3 +204,13 @@ def test_arguments_are_checked_together_as_one_by_one():
             config = setting(consolidate_every=8, **{"resonance_strength": 0.1, **wrong})
             with pytest.raises(ValueError, match="must be"):
                 pass_through(sequence(32), None, empty, 0, basis, config, together)
+
+
+def test_what_the_memory_is_not_defined_for_is_refused():
+    config, basis = setting(consolidate_every=8), resonance_basis("zeta", DIM, torch.float64)
+    empty = empty_memory(2, 2, DIM, dtype=torch.float64)
+    q, k, v, gamma, *rest = sequence(32)
+    with pytest.raises(ValueError, match="gamma must be positive"):
+        remember(q, k, v, -gamma, *rest, empty, 0, basis, config)
+    with pytest.raises(ValueError, match="k must have shape"):
+        remember(q, k[:, :5], v, gamma, *rest, empty, 0, basis, config)
