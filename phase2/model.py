@@ -268,7 +268,7 @@ def step(block, x, state, position):
         x, state, Γ and V (B, 1, H), as there.
     """
     config, wide = block.config, torch.promote_types(x.dtype, torch.float32)
-    h = block.memory_norm(x[:, 0])  # (B, d)
+    h = block.memory_norm(x)[:, 0]  # (B, d)
     q, k, v = block.qkv(h).to(wide).unflatten(-1, (3, *block.key_mix.shape)).unbind(1)  # (B, H, D)
     potential, gamma = (rate.to(wide) for rate in block.potential(h))  # (B, H)
     eta = learning_rate(block.eta(h).to(wide), config.hebbian_eta)
