@@ -196,3 +196,9 @@ def test_a_second_derivative_is_refused():
     for loss in (y.sum(), y.square().sum()):
         with pytest.raises(RuntimeError, match="no second derivative"):
             torch.autograd.grad(loss, q, create_graph=True)
+
+
+def test_messages_speak_of_shapes_as_tuples():
+    *tensors, state = inputs(1, 6, 1, 4, torch.float64, seed=0)
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 4, 4\), got \(1, 1, 4, 3\)"):
+        memory_chunked(*tensors, state=state[..., :3])
