@@ -363,7 +363,7 @@ def consolidated_forward(q, k, v, decay, spin, eta, state, basis, config, size, 
     starts = starts.unflatten(0, (-1, count)).flatten(1, 2).to(v.dtype)
     ends, saved = (
         ends.unflatten(0, (-1, count)),
-        (starts, keep, *chunks, *looks, *(gates if looks else ())),
+        (starts, keep, *chunks._replace(v_eta=None), *looks, *(gates if looks else ())),
     )
     return answers(chunks, starts), ends, memories, shifts, limits, saved
 
@@ -384,6 +384,7 @@ def consolidated_backward(ends, memories, saved, v, eta, spin, dy, dlast, dearli
     parts, count = len(Chunks._fields), memories.shape[1]
     starts, keep, *saved = saved
     chunks, looks = Chunks(*saved[:parts]), saved[parts:]
+    chunks = chunks._replace(v_eta=split_times(v, eta, chunks.q.shape[-2]))
     dy, dy_since, dreads = read_gradients(chunks, dy)
     dreads, fade = (apart(x, count).to(eta.dtype) for x in (dreads, chunks.across))
     dstarts = accumulate(dreads, fade, backwards=True).unflatten(0, (-1, count))

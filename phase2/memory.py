@@ -36,6 +36,7 @@ __all__ = [
     "chunked_forward",
     "overlap",
     "rate_gradients",
+    "turn_back",
     "read_gradients",
     "chunk_gradients",
     "chunked_backward",
@@ -377,20 +378,30 @@ def overlap(a, b):
     return torch.complex((a * b).sum((-3, -2, -1)), imag.sum((-2, -1)))
 
 
-def rate_gradients(q, k, dq, dk, handed_on):
-    """Gradients of Γ dt and V dt from those of q̃ and k̃: equation (eq-complex-gradient).
+def rate_gradients(cq, ck, handed_on):
+    """Gradients of Γ dt and V dt: equation (eq-complex-gradient).
 
     Args:
-        q, k, dq, dk: q̃, k̃ and their gradients, complex, (B, n, H, C, D / 2).
+        cq, ck: c^q and c^k of each token, complex, (B, n, H, C).
         handed_on: ⟨dW̃_C, W̃_C⟩ at the end of each chunk, complex, (B, n, H).
 
     Returns:
         d(Γ dt) and d(V dt), (B, N, H).
     """
-    cq, ck = (torch.linalg.vecdot(a, b) for a, b in ((dq, q), (dk, k)))  # (B, n, H, C)
     later = (ck - cq.conj()).flip(-1).cumsum(-1).flip(-1)  # Σ over s ≥ t
     total = join(later - handed_on[..., None])
     return total.real, total.imag
+
+
+def turn_back(x, dx, spin, size):
+    """Leave the rotating frame: x̃ and dx̃, (B, n, H, C, D), and e^{−iΦ}, (B, N, H).
+
+    Returns:
+        ⟨dx̃, x̃⟩ of each token, complex (B, n, H, C), and dx, (B, N, H, D).
+    """
+    dtype, dx = x.dtype, as_complex(dx)
+    along = torch.linalg.vecdot(dx, as_complex(x))
+    return along, as_real(join_times(dx, spin.conj(), size)).to(dtype)
 
 
 # %% notebooks/02_memory.ipynb#read-gradients
@@ -426,15 +437,11 @@ def chunk_gradients(chunks, starts, dends, handed_on, dy, dy_since, v, eta, spin
     q, k, v_eta, scores, within, _, until, _ = chunks
     size, dends = q.shape[-2], dends.to(q.dtype)
     ds = (dy @ v_eta.mT).mul_(within)
-    dq = products(ds, k, dy_since, starts.mT)
-    dk = products(ds.mT, q, times(v_eta, until), dends.mT)
+    cq, dq = turn_back(q, products(ds, k, dy_since, starts.mT), spin, size)
+    ck, dk = turn_back(k, products(ds.mT, q, times(v_eta, until), dends.mT), spin, size)
     dv_eta = products(scores.mT, dy, times(k, until), dends)
-    q, k, dq, dk = (as_complex(x) for x in (q, k, dq, dk))
-    rates = rate_gradients(q, k, dq, dk, handed_on)
-    # back from the rotating frame: the inverse turn
-    dq, dk = (as_real(join_times(x, spin.conj(), size)).to(v.dtype) for x in (dq, dk))
     deta = join((dv_eta * split(v, size)).sum(-1, dtype=eta.dtype))
-    return dq, dk, join_times(dv_eta, eta, size), *rates, deta
+    return dq, dk, join_times(dv_eta, eta, size), *rate_gradients(cq, ck, handed_on), deta
 
 
 # %% notebooks/02_memory.ipynb#backward
@@ -477,7 +484,9 @@ class ChunkedMemory(torch.autograd.Function):
         spin = torch.polar(torch.ones_like(angle), -cumulative_angle(angle))  # e^{−iΦ}
         with torch.autocast(q.device.type, enabled=False):
             y, last, starts, chunks = chunked_forward(q, k, v, decay, spin, eta, fast_weights, size)
-        ctx.save_for_backward(*chunks, starts, last, v, eta, spin)
+        ctx.save_for_backward(
+            *chunks._replace(v_eta=None), starts, last, v, eta, spin
+        )  # or v twice
         return y, turn(last, spin[:, -1].conj())  # W_N = R(Φ_N) W̃_N
 
     @staticmethod
@@ -487,7 +496,7 @@ class ChunkedMemory(torch.autograd.Function):
         *chunks, starts, last, v, eta, spin = ctx.saved_tensors
         dlast = turn(dlast, spin[:, -1])
         with torch.autocast(dy.device.type, enabled=False):
-            chunks = Chunks(*chunks)
+            chunks = Chunks(*chunks)._replace(v_eta=split_times(v, eta, chunks[0].shape[-2]))
             return *chunked_backward(chunks, starts, last, v, eta, spin, dy, dlast), None
 
 

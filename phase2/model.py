@@ -12,7 +12,7 @@ from torch import Tensor
 
 from phase2.consolidation import MemoryState, consolidate, empty_memory, remember, token
 from phase2.decay import DecayPotential, half_life, warn_overdamped
-from phase2.memory import check_values
+from phase2.memory import check_values, refuse_second_derivative
 from phase2.resonance import BASES, resonance_basis, resonance_info
 from phase2.snr import snr_stats
 from phase2.stability import coherence, energy, stability_metrics, violated, warn_unstable
@@ -27,8 +27,9 @@ __all__ = [
     "learning_rate",
     "FeedForward",
     "feed_forward",
+    "previous",
     "SHORTEST",
-    "UnitLength",
+    "LookBack",
     "look_back",
     "step",
     "Phase2Block",
@@ -184,8 +185,9 @@ class FeedForward(torch.autograd.Function):
         x, up, down, relu = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative
             relu = (x @ up.T).relu()
+        ddown = dy.T @ relu.square()
         dhidden = ((2 * dy) @ down).mul_(relu)
-        return dhidden @ up, dhidden.T @ x, dy.T @ relu.square()
+        return dhidden @ up, dhidden.T @ x, ddown
 
 
 def feed_forward(x, up, down):
@@ -208,30 +210,52 @@ def feed_forward(x, up, down):
     return y.view(*x.shape[:-1], len(down))
 
 
-# %% notebooks/07_model.ipynb#unit-length
+# %% notebooks/07_model.ipynb#previous-key
+def previous(k, last, first=None):
+    """The key before each token: (B, N, H, D), a new tensor.
+
+    Args:
+        k: (B, N, H, D).
+        last: the key before the first token of a row, (B, H, D).
+        first: (B, N) bool, the first token of each row; None is column 0.
+    """
+    before = torch.cat((last[:, None], k[:, :-1]), dim=1)
+    return before if first is None else torch.where(first[..., None, None], last[:, None], before)
+
+
+# %% notebooks/07_model.ipynb#keys
 SHORTEST = 1e-12  # a key of length 0 stays at length 0
 
 
-class UnitLength(torch.autograd.Function):
-    """Equation (eq-unit-length): u = x / ‖x‖ over the last index; it keeps x and ‖x‖."""
+class LookBack(torch.autograd.Function):
+    """u = x / ‖x‖ of x = (1 − μ) k_t + μ k_{t−1}: equation (eq-look-back)."""
 
     @staticmethod
-    def forward(ctx, x):
-        """x (…, D) -> u (…, D)."""
-        shortest = max(SHORTEST, torch.finfo(x.dtype).tiny)
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(shortest)
-        ctx.save_for_backward(x, length)
-        return x / length
+    def forward(ctx, k, mix, last, first):
+        """k (B, N, H, D), μ (H, D), and `last` and `first` of :func:`previous` -> u."""
+        unit = previous(k, last, first).lerp_(k, 1 - mix)
+        length = torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
+        length.clamp_min_(max(SHORTEST, torch.finfo(k.dtype).tiny))
+        ctx.save_for_backward(k, mix, last, first, unit.div_(length), length)
+        return unit
 
     @staticmethod
     def backward(ctx, du):
-        """du -> dx."""
-        x, length = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for a second derivative
-            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        unit = x / length
+        """du -> gradients of k, μ and `last`."""
+        refuse_second_derivative()
+        k, mix, last, first, unit, length = ctx.saved_tensors
         along = (unit * du).sum(-1, keepdim=True)
-        return torch.addcmul(du, unit, along, value=-1) / length
+        dmixed = torch.addcmul(du, unit, along, value=-1).div_(length)
+        dmix = previous(k, last, first).sub_(k).mul_(dmixed).sum((0, 1))
+        dbefore = dmixed * mix
+        dk = dmixed.sub_(dbefore)
+        if first is None:
+            dlast = dbefore[:, 0]
+        else:
+            dlast = (dbefore * first[..., None, None]).sum(1)
+            dbefore.masked_fill_(first[..., None, None], 0)
+        dk[:, :-1] += dbefore[:, 1:]
+        return dk, dmix, dlast, None
 
 
 # %% notebooks/07_model.ipynb#look-back
@@ -247,17 +271,17 @@ def look_back(k, mix, state, mask=None):
     Returns:
         Keys (B, N, H, D) with ‖k‖ = 1, and the state with each row's last raw key.
     """
-    wide = torch.promote_types(k.dtype, torch.float32)
-    keys = torch.cat((state.last_key[:, None].to(k.dtype), k), dim=1)  # (B, 1 + N, H, D)
-    before, last = keys[:, :-1], keys[:, -1]
+    if not k.shape[1]:
+        return k, state
+    before, last, first = state.last_key.to(k.dtype), k[:, -1], None
     if mask is not None:
-        column = torch.arange(1, 1 + k.shape[1], device=k.device) * mask  # 0 where there is none
-        last = keys[torch.arange(len(k), device=k.device), F.pad(column, (1, 0)).amax(1)]
-        # tokens of a row are contiguous: the first is the one behind a gap, if there is a gap
-        first = mask & ~F.pad(mask, (1, 0), value=True)[:, :-1]
-        before = torch.where(first[..., None, None], keys[:, :1], before)
-    mixed = torch.lerp(k, before, mix.to(k.dtype))
-    return UnitLength.apply(mixed), state._replace(last_key=last.to(wide))
+        first = mask & ~F.pad(mask, (1, 0))[:, :-1]
+        place = torch.arange(k.shape[1], device=k.device) * mask
+        last = k[torch.arange(len(k), device=k.device), place.amax(1)]
+        last = torch.where(mask.any(1)[:, None, None], last, before)
+    keys = LookBack.apply(k, mix.to(k.dtype), before, first)
+    wide = torch.promote_types(k.dtype, torch.float32)
+    return keys, state._replace(last_key=last.to(wide))
 
 
 # %% notebooks/07_model.ipynb#step

@@ -580,7 +580,8 @@ def prepare(model, data, settings, accelerator, folder=None):
     """A Run at step 0: the model on its device, AdamW over its groups."""
     check_run(model.config, data, settings, accelerator)
     groups = parameter_groups(model, settings.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
+    rates = {"lr": settings.learning_rate, "betas": (0.9, 0.95)}
+    optimizer = torch.optim.AdamW(groups, **rates, fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     return Run(model, optimizer, data, settings, accelerator, folder)
 

@@ -60,7 +60,7 @@ def nearest(make, choices, wanted):
 
 def step(model, text, dtype):
     """A function that does one training step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     half = dtype != torch.float32
 
     def run():
