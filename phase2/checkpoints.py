@@ -12,13 +12,15 @@ from pathlib import Path
 
 import torch
 
-from phase2.model import Phase2Config, Phase2IntegratedModel
+from phase2.consolidation import MemoryState
+from phase2.model import Phase2Config, Phase2IntegratedModel, Phase2State
 from phase2.training import (
     CHECKPOINT,
     MODEL,
     BPETokenizer,
     ByteTokenizer,
     CheckpointError,
+    as_tokenizer,
     fit_weights,
     need,
     read_torch,
@@ -37,12 +39,16 @@ __all__ = [
     "read_folder",
     "FILES",
     "locate",
+    "CARD",
     "Phase2HubModel",
     "put_in_place",
     "load",
+    "check_tokenizer",
     "to_hub",
     "save_pretrained",
     "from_pretrained",
+    "save_state",
+    "load_state",
 ]
 
 
@@ -95,28 +101,37 @@ def read_config(path):
 
 
 # %% notebooks/11_checkpoints.ipynb#read-weights
-def read_weights(path):
+def read_weights(path, **labels):
     """`model.safetensors` -> dict of tensors, on the CPU.
 
+    Args:
+        path: the file.
+        labels: what its header must hold, by name.
+
     Raises:
-        CheckpointError: cut short, damaged, or no such file.
+        CheckpointError: cut short, damaged, no such file, or another label.
     """
     safetensors = need("safetensors")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            written = (file.metadata() or {}).get("sha256")
+            header = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cut short or damaged ({error})") from error
+    written = header.get("sha256")
     if written and written != digest(weights):
         raise CheckpointError(f"{path}: damaged, its checksum is wrong")
+    for name, label in labels.items():
+        if header.get(name) != label:
+            raise CheckpointError(f"{path}: not of this {name}")
     return weights
 
 
-def write_weights(path, weights):
+def write_weights(path, weights, **labels):
     """The inverse of :func:`read_weights`, with the checksum, atomically."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    raw = need("safetensors.torch").save(plain, {"format": "pt", "sha256": digest(plain)})
+    header = {"format": "pt", "sha256": digest(plain), **labels}
+    raw = need("safetensors.torch").save(plain, header)
     write_atomically(path, lambda file: file.write(raw))
 
 
@@ -155,10 +170,13 @@ def read_file(path):
         CheckpointError: see :func:`phase2.training.read_torch`; or an entry is missing.
     """
     path = Path(path)
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path}: give the folder of {MODEL} and config.json")
     state = read_torch(path)
     for key in ("config", "model_state_dict"):
         if not isinstance(state, dict) or key not in state:
-            raise CheckpointError(f"{path}: has no {key!r}, which a checkpoint needs")
+            why = "which a checkpoint needs: weights alone do not say of which model"
+            raise CheckpointError(f"{path}: has no {key!r}, {why}")
     config, best = parse_config(state["config"], path), state.get("best")
     weights = best.get("weights") if isinstance(best, dict) else state["model_state_dict"]
     own_folder = path.name == CHECKPOINT  # of a run: its tokenizer is beside it
@@ -197,7 +215,8 @@ def locate(name, **download):
     """
     get = need("huggingface_hub").snapshot_download
     if unknown := download.keys() - inspect.signature(get).parameters:
-        raise TypeError(f"unknown option {min(unknown)!r}; a download takes revision, token, …")
+        known = "a download takes revision, token, …; to move a model, model.to(…)"
+        raise TypeError(f"unknown option {min(unknown)!r}; {known}")
     path = Path(name)
     if path.exists():
         return path.parent if path.name == MODEL else path
@@ -210,11 +229,30 @@ def locate(name, **download):
         raise CheckpointError(f"{name}: not here, and not from the Hub ({why})") from error
 
 
+# %% notebooks/11_checkpoints.ipynb#card
+CARD = """---
+{{ card_data }}
+---
+
+A language model whose memory is written by association, and forgets. It is loaded with
+
+```python
+from phase2.checkpoints import from_pretrained
+
+model = from_pretrained("FOLDER or OWNER/MODEL")
+```
+
+and `phase2 generate FOLDER --prompt "..."` writes with it.
+"""
+
+
 # %% notebooks/11_checkpoints.ipynb#hub
 _Mixin = need("huggingface_hub").PyTorchModelHubMixin
 
 
-class Phase2HubModel(Phase2IntegratedModel, _Mixin, library_name="phase2"):
+class Phase2HubModel(
+    Phase2IntegratedModel, _Mixin, library_name="phase2", model_card_template=CARD
+):
     """A model, and its `tokenizer`, that can be saved, loaded, pushed to the Hub and pulled."""
 
     def __init__(self, config, tokenizer=None):
@@ -269,26 +307,48 @@ def load(cls, path):
 
 
 # %% notebooks/11_checkpoints.ipynb#api
+def check_tokenizer(tokenizer, config):
+    """A tokenizer that can be saved with a model; see :func:`save_pretrained` for what is not."""
+    tokenizer = as_tokenizer(tokenizer)
+    if not isinstance(tokenizer, ByteTokenizer | BPETokenizer):
+        kind = type(tokenizer).__name__
+        raise TypeError(f"tokenizer must be of bytes or byte pairs to be saved, got {kind}")
+    if isinstance(tokenizer, BPETokenizer) and tokenizer.vocab_size > config.vocab_size:
+        sizes = f"{tokenizer.vocab_size} tokens, the model knows {config.vocab_size}"
+        raise ValueError(f"tokenizer has {sizes}")
+    return tokenizer
+
+
 def to_hub(model, tokenizer=None):
-    """A Phase2HubModel that shares the weights of a Phase2IntegratedModel."""
+    """A Phase2HubModel that shares the weights of a Phase2IntegratedModel, compiled or not."""
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     with torch.random.fork_rng(devices=[]):
         hub = Phase2HubModel(model.config, tokenizer or getattr(model, "tokenizer", None))
     hub.load_state_dict(model.state_dict(), assign=True)
     return hub.train(model.training)
 
 
+# %% notebooks/11_checkpoints.ipynb#save-pretrained
 def save_pretrained(model, folder, tokenizer=None, **options):
     """Save a model for :func:`from_pretrained`; if it fails, what was there before is still there.
 
     Args:
         model: Phase2IntegratedModel.
         folder: where `config.json`, `model.safetensors`, `tokenizer.json` and a model card go.
-        tokenizer: ByteTokenizer or BPETokenizer; bytes if not given.
+        tokenizer: ByteTokenizer, BPETokenizer or `tokenizers.Tokenizer`; None takes that of the
+            model, or bytes.
         options: of the Hub's mixin: `push_to_hub`, `repo_id`, `private`, …
+
+    Raises:
+        TypeError: another tokenizer, which cannot be saved.
+        ValueError: the tokenizer has more tokens than the model knows.
     """
+    if tokenizer is not None:
+        tokenizer = check_tokenizer(tokenizer, model.config)
     return to_hub(model, tokenizer).save_pretrained(folder, **options)
 
 
+# %% notebooks/11_checkpoints.ipynb#from-pretrained
 def from_pretrained(name, **download):
     """Load a model, on the CPU and ready for inference.
 
@@ -306,3 +366,34 @@ def from_pretrained(name, **download):
             or holds anything but tensors and plain values. Nothing in the file is run.
     """
     return Phase2HubModel.from_pretrained(name, **download)
+
+
+# %% notebooks/11_checkpoints.ipynb#state
+def save_state(path, state, model):
+    """Keep what a model has read, in a file of safetensors, atomically.
+
+    Args:
+        path: the file.
+        state: Phase2State.
+        model: Phase2IntegratedModel that has read it.
+    """
+    tensors = {"position": state.position}
+    for i, layer in enumerate(state.layers):
+        tensors |= {f"{i}.{name}": x.clone() for name, x in layer._asdict().items()}
+    write_weights(path, tensors, model=digest(getattr(model, "_orig_mod", model).state_dict()))
+
+
+def load_state(path, model):
+    """What :func:`save_state` has kept, on the device of the model.
+
+    Raises:
+        CheckpointError: cut short, damaged, no such file, or of a model with other weights.
+    """
+    model = getattr(model, "_orig_mod", model)
+    tensors = read_weights(path, model=digest(model.state_dict()))
+    device, layers = model.embedding.weight.device, range(model.config.n_layers)
+    memories = (
+        MemoryState(*(tensors[f"{i}.{name}"].to(device) for name in MemoryState._fields))
+        for i in layers
+    )
+    return Phase2State(tuple(memories), tensors["position"])

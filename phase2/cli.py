@@ -45,6 +45,24 @@ class Precision(StrEnum):
     no, bf16 = "no", "bf16"
 
 
+def version(asked: bool) -> None:
+    """Print the version and leave."""
+    if asked:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"phase2 {installed('phase2')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    """Train and use a language model whose memory is written by association, and forgets."""
+
+
 Texts = Annotated[
     list[Path],
     typer.Option("--text", help="Text file; repeatable.", exists=True, dir_okay=False),
@@ -114,10 +132,18 @@ def fields(pairs: list[str]) -> dict[str, Any]:
 @readable
 def train(
     context: typer.Context,
-    text: Texts,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Text file; repeatable. Not needed to --resume.", exists=True, dir_okay=False
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the run and the model.")] = Path("run"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    preset: Annotated[Preset, typer.Option(help="Size of the model.")] = Preset.small,
+    init: Annotated[
+        str | None, typer.Option(metavar="CHECKPOINT", help="Start from this model, not a new one.")
+    ] = None,
+    preset: Annotated[Preset, typer.Option(help="Size of a new model.")] = Preset.small,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="One field of Phase2Config; repeatable."),
@@ -140,52 +166,74 @@ def train(
 ) -> None:
     """Train a model on text files. Ctrl-C saves; --resume goes on, exactly, with the same options.
 
+    A run that has ended cannot be made longer: start another with --init, at a lower rate.
+
     Several GPUs: torchrun --nproc_per_node 4 -m phase2.cli train --text my.txt
     """
     from phase2.training import TrainSettings
 
-    # most parameters are read from here, by name: --resume can change where they come from
+    # parameters are read from here, by name: --resume can change where they come from
     options = remembered(context) if resume else dict(context.params)
+    if not options["text"]:
+        raise typer.BadParameter("give at least one text file", param_hint="--text")
     settings = {
         name: options[name] for name in TrainSettings.__dataclass_fields__ if name in options
     }
-    data = read_data(text, options, out if resume else None)
-    values = {"vocab_size": data.tokenizer.vocab_size, **fields(options["set_"] or [])}
-    run_training(data, values, TrainSettings(**settings), options, out, resume)
+    try:
+        run_training(TrainSettings(**settings), options, out, resume)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{stop}; go on with: phase2 train --resume --out {out}") from stop
 
 
 def remembered(context: typer.Context) -> dict[str, Any]:
     """The options of `train`: those given now, then those its run was started with."""
+    from phase2.training import CHECKPOINT
+
     path = context.params["out"] / OPTIONS
-    before = json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists() or not path.with_name(CHECKPOINT).exists():
+        return dict(context.params)
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); give all options again") from error
     source = context.get_parameter_source
     defaults = {name for name in context.params if source(name).name == "DEFAULT"}
-    return {**context.params, **{name: before[name] for name in defaults & before.keys()}}
+    now = {**context.params, **{name: before[name] for name in defaults & before.keys()}}
+    now["set_"] = [*(before.get("set_") or []), *(context.params["set_"] or [])]
+    now["text"] = [Path(name) for name in now["text"] or []]
+    return now
 
 
-def read_data(text, options, run):
-    """The texts, tokenized; with the tokenizer of the run to resume, if it has one."""
-    from phase2.training import text_data
-
-    tokenizer = options["tokenizer"]
-    if run and (run / "tokenizer.json").exists():
-        from phase2.checkpoints import read_tokenizer
-
-        tokenizer = read_tokenizer(run)
-    return text_data(text, tokenizer, options["vocab_size"], options["held_out"])
-
-
-def run_training(data, values, settings, options, out, resume) -> None:
-    """Train a new model, save it as a folder of the Hub's form, and say how it went."""
+def beginning(options: dict[str, Any], seed: int):
+    """The model to train, new or that of --init, and the texts, tokenized for it."""
     import torch
 
-    from phase2.checkpoints import save_pretrained
+    from phase2.checkpoints import from_pretrained, read_tokenizer
     from phase2.model import create_phase2_model
+    from phase2.training import text_data
+
+    texts, held_out = options["text"], options["held_out"]
+    if options["init"]:
+        if options["set_"]:
+            raise ValueError("--init brings its own configuration: leave out --set")
+        model = from_pretrained(options["init"])
+        return model, text_data(texts, model.tokenizer, held_out=held_out)
+    tokenizer = options["tokenizer"]
+    if options["resume"] and (options["out"] / "tokenizer.json").exists():
+        tokenizer = read_tokenizer(options["out"])
+    data = text_data(texts, tokenizer, options["vocab_size"], held_out)
+    values = {"vocab_size": data.tokenizer.vocab_size, **fields(options["set_"] or [])}
+    torch.manual_seed(seed)
+    return create_phase2_model(preset=options["preset"], **values), data
+
+
+def run_training(settings, options, out, resume) -> None:
+    """Train a model, save it as a folder of the Hub's form, and say how it went."""
+    from phase2.checkpoints import save_pretrained
     from phase2.training import CHECKPOINT, MODEL, need, write_atomically
     from phase2.training import train as train_model
 
-    torch.manual_seed(settings.seed)
-    model = create_phase2_model(preset=options["preset"], **values)
+    model, data = beginning(options, settings.seed)
     accelerator = need("accelerate").Accelerator(
         mixed_precision=options["precision"], cpu=options["cpu"]
     )
@@ -240,11 +288,16 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="For the same text again.")] = None,
     device: Device = None,
 ) -> None:
-    """Continue a prompt, token by token; without one, a session that remembers what was said."""
+    """Continue a prompt, token by token; without one, a session that remembers what was said.
+
+    In a session, "reset" empties the memory and "quit" ends it.
+    """
     import torch
 
     from phase2.inference import interact, stream, stream_text
 
+    if prompt == "":
+        raise ValueError("--prompt must not be empty; leave it out for a session")
     model = load(checkpoint, device)
     place = model.embedding.weight.device
     end = model.tokenizer.end
@@ -253,6 +306,7 @@ def generate(
         options["generator"] = torch.Generator(place).manual_seed(seed)
     encode = model.tokenizer.encode
     if prompt is None:
+        typer.echo('phase2: "reset" empties the memory, "quit" ends', err=True)
         interact(
             model,
             encode=lambda line: encode(line).tolist(),

@@ -6,6 +6,7 @@ import html
 import io
 import json
 import math
+import os
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ from phase2.inference import as_ids, tokenizer_of
 from phase2.memory import cumulative_angle, rotate
 from phase2.model import Phase2State, look_back, whole
 from phase2.stability import energy
-from phase2.training import need
+from phase2.training import need, read_documents
 
 __all__ = [
     "observe",
@@ -305,10 +306,10 @@ def recall(model, ids, layer, head, key=None, top=5):
         Recall.
 
     Raises:
-        ValueError: a layer, head, position or key that does not exist.
+        TypeError, ValueError: `ids` are none; a layer, head, position or key does not exist.
     """
-    check_recall(model.config, len(ids), layer, head, key)
     ids = as_ids(ids, model.embedding.weight.device)
+    check_recall(model.config, len(ids), layer, head, key)
     trace = traces(model, ids, layer)
     key = trace.q[-1, head] if key is None else trace.k[key, head] if isinstance(key, int) else key
     answer = trace.fast_weights[head].mT @ key.float()  # (D,)
@@ -324,6 +325,8 @@ def check_recall(config, length, layer, head, key):
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
+    if not length:
+        raise ValueError("ids must hold at least one token, got none")
     dim = config.d_model // config.n_heads
     wanted = {"layer": (layer, config.n_layers), "head": (head, config.n_heads)}
     if isinstance(key, int):
@@ -358,7 +361,7 @@ class Report:
             each head, for each look; `snr_stats`, `resonance_info`, `stability_metrics`: their
             numbers, a list over looks, and at the end `diag_energy` and `mask`, (H, D).
         memory: for each layer, lists over heads: `effective_rank` at the end, and in tokens
-            `window` from Γ and `measured_window`.
+            `window` from Γ and `measured_window`, and over how many tokens that was `followed`.
     """
 
     model_config: dict
@@ -409,7 +412,7 @@ def diagnose(model, text, encode=None, piece=None):
 
     Args:
         model: Phase2IntegratedModel.
-        text: a string, or token ids (a list or 1-D tensor, at least two).
+        text: a string, a file (Path), or token ids (a list or 1-D tensor); at least two tokens.
         encode: function from a string to token ids; None takes the tokenizer of the model.
         piece: tokens between two looks; None takes 16, or a 128th of a long text.
 
@@ -417,13 +420,14 @@ def diagnose(model, text, encode=None, piece=None):
         Report.
 
     Raises:
-        ValueError: less than two tokens, or a `piece` below 1.
+        ValueError: less than two tokens, the name of a file, or a `piece` below 1.
     """
-    if isinstance(text, str):
-        text = (encode or tokenizer_of(model).encode)(text)
-    if len(text) < 2:
-        raise ValueError(f"text must be at least two tokens, got {len(text)}")
+    if isinstance(text, str | os.PathLike):
+        (document,) = read_documents(text)
+        text = (encode or tokenizer_of(model).encode)(document.decode(errors="replace"))
     ids = as_ids(text, model.embedding.weight.device)
+    if len(ids) < 2:
+        raise ValueError(f"text must be at least two tokens, got {len(ids)}")
     allowed, meaning = whole(1)
     if piece is not None and not allowed(piece):
         raise ValueError(f"piece must be {meaning}, got {piece!r}")
@@ -457,12 +461,13 @@ def measure_windows(model, places, ids):
         ids: the text, (N,).
 
     Returns:
-        For each layer a list over heads, in tokens.
+        For each layer a list over heads, in tokens; and over how many tokens it was followed, what
+        is longer is extrapolated.
     """
     lags = doubling(min(REACH, len(ids) - max(places)))
     left = [forgetting(model, state, ids[read:], lags) for read, state in places.items()]
     depth = -torch.stack(left).log().mean(0).permute(1, 2, 0)  # (layers, H, lags)
-    return [[window(lags, head) for head in layer] for layer in depth.tolist()]
+    return [[window(lags, head) for head in layer] for layer in depth.tolist()], lags[-1]
 
 
 # %% notebooks/10_diagnostics.ipynb#compile
@@ -473,8 +478,9 @@ def compile_report(model, looks, seen, state, windows):
         model: Phase2IntegratedModel.
         looks: a :func:`snapshot` by the number of tokens read before it.
         seen, state: the last diagnostics and Phase2State.
-        windows: from :func:`measure_windows`.
+        windows: what :func:`measure_windows` returns.
     """
+    windows, followed = windows
     layers = [over_time(list(look)) for look in zip(*looks.values(), strict=True)]
     diagnostics = {name: [layer[name] for layer in layers] for name in seen}
     memory = []
@@ -488,6 +494,7 @@ def compile_report(model, looks, seen, state, windows):
                 "effective_rank": effective_rank(held.fast_weights)[0].tolist(),
                 "window": (1 / (gamma * model.config.dt)).tolist(),
                 "measured_window": windows[layer],
+                "followed": followed,
             }
         )
     statistics = model.get_statistics()
@@ -498,8 +505,8 @@ def compile_report(model, looks, seen, state, windows):
 
 # %% notebooks/10_diagnostics.ipynb#table
 def columns(header, rows):
-    """Rows of numbers under their names, as lines of text; None is a dash."""
-    form = {int: "d", float: ".3g"}
+    """Rows of numbers and words under their names, as lines of text; None is a dash."""
+    form = {int: "d", float: ".3g", str: ""}
     cells = [["—" if x is None else format(x, form[type(x)]) for x in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells)]
     return ["  ".join(x.rjust(width) for x, width in zip(row, widths)) for row in (header, *cells)]
@@ -517,7 +524,9 @@ def table(report):
     for layer, memory in enumerate(report.memory):
         stability = found["stability_metrics"][layer]
         ends = [stability[f"{name}_by_head"][-1] for name in ("energy", "bound")]
-        rows = zip(memory["window"], memory["measured_window"], memory["effective_rank"], *ends)
+        followed, windows = memory["followed"], memory["measured_window"]
+        windows = [f"~ {x:.3g}" if x and x > followed else x for x in windows]
+        rows = zip(memory["window"], windows, memory["effective_rank"], *ends)
         memories += [(layer, head, *row) for head, row in enumerate(rows)]
         resonant = found["resonance_info"][layer]["resonant_share"][-1]
         stable, alike = mean(stability["stable_ratio"]), mean(stability["coherence"])
@@ -526,7 +535,8 @@ def table(report):
     title = f"{len(layers)} layers, {size} parameters, {report.tokens[-1]} tokens read"
     names = ("layer", "head", "window from Γ", "measured", "effective rank", "energy", "bound")
     more = ("layer", "mean SNR", "resonant share", "stable ratio", "largest coherence")
-    return "\n".join([title, "", *columns(names, memories), "", *columns(more, layers)])
+    note = f"~ extrapolated: a memory is followed over {followed} tokens"
+    return "\n".join([title, "", *columns(names, memories), note, "", *columns(more, layers)])
 
 
 # %% notebooks/10_diagnostics.ipynb#panels

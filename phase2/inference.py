@@ -17,12 +17,14 @@ __all__ = [
     "stream",
     "stream_steps",
     "generate",
+    "as_ids",
     "pad_left",
     "BYTES",
     "tokenizer_of",
     "stream_text",
-    "as_ids",
+    "generate_text",
     "surprisals",
+    "bytes_predicted",
     "evaluate",
     "interact",
     "answer",
@@ -182,6 +184,22 @@ def generate(model, input_ids, max_new_tokens, **options):
 
 
 # %% notebooks/09_inference.ipynb#pad
+def as_ids(ids, device=None):
+    """Token ids from a list, array or tensor: int64 (N,).
+
+    Raises:
+        TypeError, ValueError: they are text, or no integers of this shape.
+    """
+    if isinstance(ids, str | bytes):
+        raise TypeError(f"ids must be integers, got {type(ids).__name__}: encode the text first")
+    ids = torch.as_tensor(ids, device=device)
+    if ids.dim() != 1 or (ids.is_floating_point() and len(ids)):
+        raise ValueError(
+            f"ids must be integers of shape (N,), got {tuple(ids.shape)} of {ids.dtype}"
+        )
+    return ids.long()
+
+
 def pad_left(prompts):
     """Prompts of different lengths as one batch.
 
@@ -192,9 +210,9 @@ def pad_left(prompts):
         `input_ids` and `attention_mask`, (B, N) each, N the longest; both 0 where padded.
 
     Raises:
-        ValueError: no prompt, or an empty one.
+        TypeError, ValueError: no prompt, an empty one, or one that is no ids.
     """
-    prompts = [torch.as_tensor(prompt, dtype=torch.long) for prompt in prompts]
+    prompts = [as_ids(prompt) for prompt in prompts]
     if not prompts or not all(len(prompt) for prompt in prompts):
         lengths = [len(prompt) for prompt in prompts]
         raise ValueError(f"prompts must be at least one, none of them empty, got lengths {lengths}")
@@ -205,15 +223,23 @@ def pad_left(prompts):
     return rows, (column <= ends[:, None]).long()
 
 
-# %% notebooks/09_inference.ipynb#text
+# %% notebooks/09_inference.ipynb#tokenizer-of
 BYTES = ByteTokenizer()
 
 
 def tokenizer_of(model):
-    """The tokenizer that came with a model, or bytes."""
-    return getattr(model, "tokenizer", None) or BYTES
+    """The tokenizer of a model, or bytes.
+
+    Raises:
+        ValueError: it has none, and knows more tokens than there are bytes.
+    """
+    tokenizer, size = getattr(model, "tokenizer", None), model.config.vocab_size
+    if tokenizer is None and size > BYTES.vocab_size:
+        raise ValueError(f"model has no tokenizer for its {size} tokens: set model.tokenizer")
+    return tokenizer or BYTES
 
 
+# %% notebooks/09_inference.ipynb#text
 def stream_text(tokens, decode=BYTES.decode, stop_token=None):
     """Tokens to pieces of text, as soon as they are whole characters.
 
@@ -224,9 +250,15 @@ def stream_text(tokens, decode=BYTES.decode, stop_token=None):
 
     Returns:
         Iterator of str; joined, they are what the tokens decode to.
+
+    Raises:
+        ValueError: there are several tokens at once, of a batch; see :func:`generate_text`.
     """
     pending, shown = [], 0
-    for token in map(int, tokens):
+    for token in tokens:
+        if torch.is_tensor(token) and token.numel() != 1:
+            raise ValueError(f"tokens must come one by one, got {token.numel()} at once")
+        token = int(token)
         if token == stop_token:
             continue
         pending.append(token)
@@ -239,17 +271,34 @@ def stream_text(tokens, decode=BYTES.decode, stop_token=None):
         yield decode(pending)[shown:]
 
 
+# %% notebooks/09_inference.ipynb#generate-text
+def generate_text(model, prompts, max_new_tokens, **options):
+    """What follows some text: :func:`generate` between two tokenizations.
+
+    Args:
+        model: Phase2IntegratedModel, with a `tokenizer` or of bytes.
+        prompts: a str, or a list of them, none empty.
+        max_new_tokens: see :func:`stream`.
+        options: all others of :func:`stream`, by name; a row ends at the `end` of the tokenizer
+            if there is no other `stop_token`.
+
+    Returns:
+        A str, or a list of them; the prompts are not repeated.
+
+    Raises:
+        TypeError, ValueError: see :func:`stream`, :func:`pad_left` and :func:`tokenizer_of`.
+    """
+    tokenizer, alone = tokenizer_of(model), isinstance(prompts, str)
+    ids, mask = pad_left([tokenizer.encode(text) for text in ([prompts] if alone else prompts)])
+    ids, mask = (x.to(model.embedding.weight.device) for x in (ids, mask))
+    options = {"stop_token": tokenizer.end} | options
+    rows = generate(model, ids, max_new_tokens, attention_mask=mask, **options)
+    end, decode = options["stop_token"], tokenizer.decode
+    texts = ["".join(stream_text(row[ids.shape[1] :], decode, end)) for row in rows]
+    return texts[0] if alone else texts
+
+
 # %% notebooks/09_inference.ipynb#evaluate
-def as_ids(ids, device=None):
-    """Token ids from a list, array or tensor: int64 (N,). ValueError if they are none."""
-    ids = torch.as_tensor(ids, device=device)
-    if ids.dim() != 1 or (ids.is_floating_point() and len(ids)):
-        raise ValueError(
-            f"ids must be integers of shape (N,), got {tuple(ids.shape)} of {ids.dtype}"
-        )
-    return ids.long()
-
-
 @torch.no_grad()
 def surprisals(model, ids, chunk=1024):
     """−ln p of every token of a text given all before it, read in pieces with carried state.
@@ -277,21 +326,35 @@ def surprisals(model, ids, chunk=1024):
         yield torch.nn.functional.cross_entropy(logits[0].float(), piece[1:], reduction="none")
 
 
+# %% notebooks/09_inference.ipynb#bytes-predicted
+def bytes_predicted(model, ids, chunk):
+    """Bytes that all ids but the first encode; None if the tokenizer of the model is not known."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None and model.config.vocab_size > BYTES.vocab_size:
+        return None
+    if tokenizer is None or isinstance(tokenizer, ByteTokenizer):
+        return len(ids) - 1
+    pieces = (ids[start : start + chunk] for start in range(1, len(ids), chunk))
+    return sum(len(tokenizer.decode(piece).encode()) for piece in pieces)
+
+
 # %% notebooks/09_inference.ipynb#evaluate-all
 def evaluate(model, ids, chunk=1024, n_bytes=None):
     """How well a model predicts a text: equation (eq-perplexity).
 
     Args:
-        model, ids, chunk: see :func:`surprisals`.
-        n_bytes: b, bytes that the predicted tokens encode; None if each is a byte.
+        model, ids, chunk: see :func:`surprisals`; or a str, for the tokenizer of the model.
+        n_bytes: b, bytes that the predicted tokens encode; None counts them.
 
     Returns:
-        dict with `loss` (nats a token), `perplexity`, `bits_per_byte` and `tokens`, how many were
-        predicted.
+        dict with `loss` (nats a token), `perplexity`, `bits_per_byte` (None if there is no
+        tokenizer to count bytes with) and `tokens`, how many were predicted.
 
     Raises:
         ValueError: see :func:`surprisals`; or `n_bytes` is no number above 0.
     """
+    if isinstance(ids, str):
+        ids = tokenizer_of(model).encode(ids)
     if len(as_ids(ids[:2])) < 2:
         raise ValueError(
             f"ids must hold at least two tokens, one to predict from one, got {len(ids)}"
@@ -303,7 +366,8 @@ def evaluate(model, ids, chunk=1024, n_bytes=None):
     tokens = len(ids) - 1
     loss = total / tokens
     perplexity = math.exp(loss) if loss < 700 else math.inf  # e^709 is the largest float
-    bits = total / math.log(2) / (n_bytes or tokens)
+    size = n_bytes or bytes_predicted(model, ids, chunk)
+    bits = total / math.log(2) / size if size else None
     return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits, "tokens": tokens}
 
 

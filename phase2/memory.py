@@ -468,7 +468,9 @@ def chunked_backward(chunks, starts, last, v, eta, spin, dy, dlast):
 def refuse_second_derivative():
     """Say that a backward pass by hand has none, rather than being silently wrong."""
     if torch.is_grad_enabled():  # which a backward pass is only for create_graph=True
-        raise RuntimeError("the chunked memory has no second derivative; use memory_recurrent")
+        raise RuntimeError(
+            "the chunked memory and its keys have no second derivative; memory_recurrent has one"
+        )
 
 
 class ChunkedMemory(torch.autograd.Function):

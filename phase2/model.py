@@ -217,7 +217,8 @@ def previous(k, last, first=None):
     Args:
         k: (B, N, H, D).
         last: the key before the first token of a row, (B, H, D).
-        first: (B, N) bool, the first token of each row; None is column 0.
+        first: (B, N) bool, the first token of each row; None is column 0. There is nothing else
+            before column 0, in any row.
     """
     before = torch.cat((last[:, None], k[:, :-1]), dim=1)
     return before if first is None else torch.where(first[..., None, None], last[:, None], before)
@@ -233,7 +234,9 @@ class LookBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx, k, mix, last, first):
         """k (B, N, H, D), μ (H, D), and `last` and `first` of :func:`previous` -> u."""
-        unit = previous(k, last, first).lerp_(k, 1 - mix)
+        if first is not None:
+            first = F.pad(first[:, 1:], (1, 0), value=True)  # as in column 0
+        unit = torch.lerp(k, previous(k, last, first), mix)
         length = torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
         length.clamp_min_(max(SHORTEST, torch.finfo(k.dtype).tiny))
         ctx.save_for_backward(k, mix, last, first, unit.div_(length), length)
@@ -273,7 +276,8 @@ def look_back(k, mix, state, mask=None):
     """
     if not k.shape[1]:
         return k, state
-    before, last, first = state.last_key.to(k.dtype), k[:, -1], None
+    before, first = state.last_key.to(k.dtype), None
+    last = k[:, -1].clone()  # a view would keep all keys in the state
     if mask is not None:
         first = mask & ~F.pad(mask, (1, 0))[:, :-1]
         place = torch.arange(k.shape[1], device=k.device) * mask
@@ -460,7 +464,7 @@ def empty_state(config, batch, device=None, dtype=torch.float32):
 
 # %% notebooks/07_model.ipynb#check-state
 def check_state(state, batch, config):
-    """Refuse a state that is none, or of another model or batch, with a ValueError."""
+    """Refuse what is no state, or one of another size of model or batch, with a ValueError."""
     if not isinstance(state, Phase2State):
         raise ValueError(f"state must be a Phase2State, got {type(state).__name__}")
     if len(state.position) != batch:
@@ -478,9 +482,15 @@ def check_input(input_ids, attention_mask, state, config):
     """Refuse a call that cannot mean anything, before anything is computed.
 
     Raises:
+        TypeError: `input_ids` or the mask is no tensor.
         ValueError: wrong rank or type of `input_ids`, an id outside the vocabulary, a mask or a
             state that does not fit; see :func:`check_state`.
     """
+    given = {"input_ids": input_ids, "attention_mask": attention_mask}
+    for name, value in given.items():
+        if not torch.is_tensor(value) and (value is not None or name == "input_ids"):
+            hint = "; tokenizer.encode(text)[None] makes one" if isinstance(value, str) else ""
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}{hint}")
     if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
         got = f"{tuple(input_ids.shape)} of {input_ids.dtype}"
         raise ValueError(f"input_ids must be integers of shape (B, N), got {got}")

@@ -37,6 +37,7 @@ __all__ = [
     "Tokens",
     "TextData",
     "tokenize",
+    "as_tokenizer",
     "text_data",
     "TextWindows",
     "window_starts",
@@ -75,6 +76,7 @@ __all__ = [
     "fingerprint",
     "snapshot",
     "save_run",
+    "FREE",
     "differences",
     "resume_run",
     "read_history",
@@ -155,6 +157,8 @@ class BPETokenizer:
     def __init__(self, tokenizer):
         tokenizer.encode_special_tokens = True  # "<|end|>" in a text is seven letters, not an end
         self.tokenizer, self.end = tokenizer, tokenizer.token_to_id(END)
+        if self.end is None:
+            raise ValueError(f"tokenizer must have the token {END!r}, which ends a document")
         self.vocab_size = tokenizer.get_vocab_size()
 
     def encode(self, text):
@@ -255,13 +259,30 @@ def tokenize(documents, tokenizer):
     return Tokens(torch.cat(pieces) if pieces else tokenizer.encode(""), size)
 
 
+# %% notebooks/08_training.ipynb#as-tokenizer
+def as_tokenizer(tokenizer):
+    """A tokenizer as it is, or one of the library `tokenizers` in a BPETokenizer.
+
+    Raises:
+        TypeError: it lacks `encode`, `decode`, `end` or `vocab_size`, see :class:`ByteTokenizer`.
+    """
+    if type(tokenizer).__module__.partition(".")[0] == "tokenizers":
+        return BPETokenizer(tokenizer)
+    interface = ("encode", "decode", "end", "vocab_size")
+    if missing := [name for name in interface if not hasattr(tokenizer, name)]:
+        kind = type(tokenizer).__name__
+        raise TypeError(f"tokenizer must have {', '.join(interface)}; {kind} lacks {missing[0]}")
+    return tokenizer
+
+
 # %% notebooks/08_training.ipynb#text-data
 def text_data(texts, tokenizer="bytes", vocab_size=1024, held_out=0.1):
     """Read texts, hold out their end, and turn them into numbers.
 
     Args:
         texts: a text (str), a file (Path), or a list of them; several are read as documents.
-        tokenizer: "bytes", "bpe" to learn byte pairs from the training part, or a tokenizer.
+        tokenizer: "bytes", "bpe" to learn byte pairs from the training part, or see
+            :func:`as_tokenizer`.
         vocab_size: number of tokens of "bpe".
         held_out: share of the bytes to hold out, from 0 to below 1.
 
@@ -271,6 +292,7 @@ def text_data(texts, tokenizer="bytes", vocab_size=1024, held_out=0.1):
     Raises:
         ValueError: there is no text, `held_out` or `tokenizer` is not one of these, or a text is
             no UTF-8 and "bpe" is asked for.
+        TypeError: `tokenizer` is none.
         OSError: a file cannot be read.
     """
     if not 0 <= held_out < 1:
@@ -282,6 +304,7 @@ def text_data(texts, tokenizer="bytes", vocab_size=1024, held_out=0.1):
         tokenizer = ByteTokenizer()
     elif tokenizer == "bpe":
         tokenizer = train_bpe([from_utf8(document) for document in first], vocab_size)
+    tokenizer = as_tokenizer(tokenizer)
     return TextData(tokenize(first, tokenizer), tokenize(second, tokenizer), tokenizer)
 
 
@@ -577,8 +600,9 @@ def check_run(config, data, settings, accelerator):
 
 
 def prepare(model, data, settings, accelerator, folder=None):
-    """A Run at step 0: the model on its device, AdamW over its groups."""
+    """A Run at step 0: the model on its device and with its tokenizer, AdamW over its groups."""
     check_run(model.config, data, settings, accelerator)
+    model.tokenizer = data.tokenizer
     groups = parameter_groups(model, settings.weight_decay)
     rates = {"lr": settings.learning_rate, "betas": (0.9, 0.95)}
     optimizer = torch.optim.AdamW(groups, **rates, fused=True)
@@ -670,8 +694,8 @@ def read_torch(path):
             state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
-        what = named[1] if named else "something"
-        why = f"holds {what} that is no tensor or plain value; refused, nothing in it was run"
+        what = f"holds {named[1]}," if named else "is"
+        why = f"{what} no checkpoint of tensors and plain values; refused, nothing in it was run"
         raise CheckpointError(f"{path}: {why}") from error
     except Exception as error:  # a damaged file can fail in any way
         why = f"cut short, damaged, or no checkpoint ({type(error).__name__})"
@@ -768,9 +792,13 @@ def save_run(run):
 
 
 # %% notebooks/08_training.ipynb#resume
+FREE = ("save_every", "patience")  # what a step does not depend on
+
+
 def differences(before, now):
-    """The entries in which two dicts differ, in words."""
-    pairs = ((name, before.get(name), now.get(name)) for name in {**before, **now})
+    """The entries in which two dicts differ, but for those of `FREE`, in words."""
+    names = [name for name in {**before, **now} if name not in FREE]
+    pairs = ((name, before.get(name), now.get(name)) for name in names)
     return ", ".join(f"{name} was {a!r} and is {b!r}" for name, a, b in pairs if a != b)
 
 
@@ -782,11 +810,12 @@ def resume_run(run):
     """
     path = run.folder / CHECKPOINT
     state, model = read_torch(path), run.plain_model
-    now = {"config": model.config.to_dict(), "settings": asdict(run.settings)}
+    now = {"settings": asdict(run.settings), "config": model.config.to_dict()}
     try:
         for part, values in now.items():
             if changed := differences(state[part], values):
-                raise CheckpointError(f"{path}: from a run with a different {part}: {changed}")
+                why = f"a run goes on as it began, but {part} changed: {changed}"
+                raise CheckpointError(f"{path}: {why}; or start a new run from its model")
         if state["data"] != fingerprint(run.data):
             raise CheckpointError(f"{path}: from a run on another text")
         history = read_history(run.folder / HISTORY, state["step"])
@@ -873,16 +902,22 @@ def repeatable(device):
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
-# %% notebooks/08_training.ipynb#begin
+# %% notebooks/08_training.ipynb#save-tokenizer
 def save_tokenizer(tokenizer, folder):
-    """Write `tokenizer.json` if there is more to say than "bytes"."""
+    """Write `tokenizer.json` if there is more to say than "bytes"; warn if it cannot be said."""
     path = Path(folder) / "tokenizer.json"
     if isinstance(tokenizer, BPETokenizer):
         write_atomically(path, lambda file: file.write(tokenizer.tokenizer.to_str().encode()))
-    else:
-        path.unlink(missing_ok=True)
+        return
+    path.unlink(missing_ok=True)
+    if not isinstance(tokenizer, ByteTokenizer):
+        kind = type(tokenizer).__name__
+        warnings.warn(
+            f"a {kind} is not saved: keep it, and set model.tokenizer after loading", stacklevel=2
+        )
 
 
+# %% notebooks/08_training.ipynb#begin
 def begin(run, resume):
     """Start or go on in the folder of a run, if it has one.
 
@@ -943,6 +978,7 @@ def run_steps(run, interruption, progress=True, on_step=None):
             last = run.step == settings.steps
             if last or run.step % settings.evaluate_every == 0:
                 entry |= evaluate_run(run)
+                last = last or out_of_patience(run)
             record(run, entry)
             bar.set_postfix_str(summary(entry, bar), refresh=False)
             bar.update()
@@ -971,7 +1007,7 @@ def train(
     """Train a model on text; it ends with the weights that did best on the held-out part.
 
     Args:
-        model: Phase2IntegratedModel; it is moved to the device of the accelerator.
+        model: Phase2IntegratedModel; moves to the accelerator's device, gets `data.tokenizer`.
         data: TextData, from :func:`text_data`.
         settings: TrainSettings; or its fields by name, in `values`.
         out: folder for `training.pt`, `history.jsonl` and `tokenizer.json`, or None.

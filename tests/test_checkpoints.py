@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phase2.model import create_phase2_model
+from phase2.model import create_phase2_model, empty_state
 from phase2.training import CheckpointError, text_data, train
 
 pytest.importorskip("huggingface_hub")
@@ -22,8 +22,10 @@ from phase2.checkpoints import (  # noqa: E402
     Phase2HubModel,
     digest,
     from_pretrained,
+    load_state,
     read_weights,
     save_pretrained,
+    save_state,
     to_hub,
     write_weights,
 )
@@ -115,6 +117,37 @@ def test_a_hub_model_shares_the_weights(model):
     hub = to_hub(model)
     assert hub.head.weight.data_ptr() == model.head.weight.data_ptr()
     assert hub.training == model.training
+
+
+def test_a_compiled_model_is_saved(model, tmp_path):
+    save_pretrained(torch.compile(model), tmp_path)
+    assert digest(from_pretrained(tmp_path).state_dict()) == digest(model.state_dict())
+
+
+def test_a_tokenizer_that_cannot_be_saved_is_refused(model, pairs, tmp_path):
+    with pytest.raises(TypeError, match="str lacks"):
+        save_pretrained(model, tmp_path, tokenizer="bpe")
+    small = create_phase2_model(d_model=8, n_layers=1, n_heads=1)
+    with pytest.raises(ValueError, match="300 tokens, the model knows 256"):
+        save_pretrained(small, tmp_path, tokenizer=pairs)
+    assert not list(tmp_path.iterdir())
+    save_pretrained(model, tmp_path, tokenizer=pairs.tokenizer)
+    assert from_pretrained(tmp_path).tokenizer.vocab_size == 300
+
+
+def test_weights_alone_say_what_is_missing(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    refused(tmp_path / "weights.pt", "has no 'config'", "weights alone do not say of which model")
+    (tmp_path / "other.safetensors").write_bytes(b"")
+    refused(tmp_path / "other.safetensors", "give the folder")
+    (tmp_path / "text.txt").write_text("no checkpoint")
+    refused(tmp_path / "text.txt", "is no checkpoint of tensors")
+
+
+def test_the_model_card_says_how_to_load_it(folder):
+    card = (folder / "README.md").read_text()
+    assert "library_name: phase2" in card and "from_pretrained(" in card
+    assert "More Information Needed" not in card
 
 
 def test_half_precision_is_stored_as_such_and_read_as_float32(pairs, tmp_path):
@@ -368,3 +401,27 @@ def test_a_save_that_fails_leaves_the_old_model(folder, monkeypatch, victim):
     with pytest.raises(OSError, match="No space left"):
         save_pretrained(create_phase2_model(d_model=8, n_layers=1, n_heads=1), folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+# What a model has read
+
+
+def test_a_state_comes_back_for_its_model_and_no_other(model, tmp_path):
+    path, ids = tmp_path / "read.safetensors", torch.randint(0, 300, (2, 70))
+    with torch.no_grad():
+        for state in (empty_state(model.config, 2), model(ids, return_state=True)[1]):
+            save_state(path, state, torch.compile(model))
+            found = load_state(path, model)
+            assert torch.equal(found.position, state.position)
+            for ours, theirs in zip(found.layers, state.layers, strict=True):
+                assert all(map(torch.equal, ours, theirs))
+            assert torch.equal(model(ids, found), model(ids, state))
+    other = create_phase2_model(config=model.config)
+    with pytest.raises(CheckpointError, match="read.safetensors: not of this model"):
+        load_state(path, other)
+    save_pretrained(model, tmp_path)
+    with pytest.raises(CheckpointError, match="model.safetensors: not of this model"):
+        load_state(tmp_path / "model.safetensors", model)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="cut short or damaged"):
+        load_state(path, model)

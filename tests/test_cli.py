@@ -72,6 +72,43 @@ def test_resuming_remembers_the_options(run, text, tmp_path):
     assert options["learning_rate"] == 0.01 and options["tokenizer"] == "bytes"
 
 
+def test_resuming_needs_no_text_and_adds_fields(run):
+    assert phase2("train", "--out", run, "--resume").startswith("12 steps, ")
+    changed = phase2("train", "--out", run, "--resume", "--set", "n_layers=2", code=1)
+    assert "n_layers was 1 and is 2" in changed and "d_model" not in changed
+
+
+def test_options_of_a_command_that_failed_are_not_remembered(text, tmp_path):
+    train = ["train", "--text", text, "--out", tmp_path, *QUICK]
+    assert "longer than n_seq" in phase2(*train, *TINY, "--set", "n_seq=99999", code=1)
+    assert phase2(*train, *TINY, "--resume").startswith("12 steps, ")
+    (tmp_path / "options.json").write_text("{")
+    assert "options.json: damaged" in phase2(*train, "--resume", code=1)
+
+
+def test_training_goes_on_from_a_model(run, text, tmp_path):
+    before = from_pretrained(run)
+    more = ["train", "--init", run, "--text", text, "--out", tmp_path, *QUICK]
+    assert "leave out --set" in phase2(*more, *TINY, code=1)
+    phase2(*more, "--learning-rate", "0.001")
+    after, words = from_pretrained(tmp_path), text.read_text()
+    assert after.config == before.config
+    first, then = (evaluate(model, words)["bits_per_byte"] for model in (before, after))
+    assert then < first
+    assert phase2("train", "--out", tmp_path, "--resume").startswith("12 steps, ")
+
+
+def test_version_and_module():
+    said = phase2("--version")
+    assert said.startswith("phase2 ") and said.strip()[-1].isdigit()
+    command = [sys.executable, "-m", "phase2", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == said
+
+
+def test_training_needs_text(tmp_path):
+    assert "give at least one text file" in phase2("train", "--out", tmp_path, code=2)
+
+
 def test_resuming_nothing_starts_and_says_so(text, tmp_path):
     options = [*TINY, *QUICK, "--resume", "--out", tmp_path / "new"]
     result = CliRunner().invoke(app, ["train", "--text", str(text), *map(str, options)])
@@ -155,7 +192,7 @@ def test_completion():
         (["train", "--text", "EMPTY"], 1, "must hold some text"),
         (["generate"], 2, "checkpoint"),
         (["generate", "nowhere", "--prompt", "a"], 1, "nowhere: no such file or folder"),
-        (["generate", "RUN", "--prompt", ""], 1, "at least one token"),
+        (["generate", "RUN", "--prompt", ""], 1, "--prompt must not be empty"),
         (["generate", "RUN", "--prompt", "a", "--temperature", "-1"], 1, "temperature must be"),
         (["generate", "RUN", "--prompt", "a", "--device", "nonsense"], 1, "--device nonsense"),
         (["generate", "RUN", "--prompt", "a", "--device", "meta"], 1, "--device meta"),

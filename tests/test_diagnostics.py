@@ -149,8 +149,10 @@ def test_report_has_the_shapes_it_says(report, model):
         assert len(report.diagnostics["snr_stats"][layer]["mean_snr"]) == looks
         info = report.diagnostics["resonance_info"][layer]
         assert torch.tensor(info["diag_energy"]).shape == (heads, dim)
-        for values in report.memory[layer].values():
-            assert len(values) == heads
+        memory = report.memory[layer]
+        for name in ("effective_rank", "window", "measured_window"):
+            assert len(memory[name]) == heads
+        assert 250 <= memory["followed"] < 500  # from places in the first half
 
 
 def test_energy_stays_below_its_bound_in_every_head_at_every_look(report):
@@ -259,6 +261,26 @@ def test_short_texts_are_reported_too(model, ids, length):
     assert report.tokens[-1] == length
     assert all(x > 0 for memory in report.memory for x in memory["measured_window"])
     json.loads(report.to_json())
+
+
+def test_a_file_and_the_name_of_a_file(model, tmp_path):
+    path = tmp_path / "my.txt"
+    path.write_text("Γ decays " * 9)
+    assert asdict(diagnose(model, path)) == asdict(diagnose(model, path.read_text()))
+    with pytest.raises(ValueError, match="give a Path"):
+        diagnose(model, str(path))
+    with pytest.raises(ValueError, match=r"shape \(N,\), got \(1, 7\)"):
+        diagnose(model, torch.zeros(1, 7, dtype=torch.long))
+    with pytest.raises(ValueError, match="at least one token"):
+        recall(model, [], 0, 0)
+
+
+def test_what_is_extrapolated_is_marked(model, ids):
+    report = diagnose(model, ids[:40])
+    (followed,) = {memory["followed"] for memory in report.memory}
+    marked = sum(line.count("~ ") for line in str(report).splitlines()[2:7])
+    longer = sum(x > followed for memory in report.memory for x in memory["measured_window"])
+    assert marked == longer > 0
 
 
 def test_strings_go_through_the_tokenizer(model):

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phase2.inference import (
+    BYTES,
     choose_token,
     evaluate,
     generate,
+    generate_text,
     interact,
     pad_left,
     stream,
@@ -21,7 +23,7 @@ from phase2.inference import (
     surprisals,
 )
 from phase2.model import create_phase2_model
-from phase2.training import ByteTokenizer
+from phase2.training import ByteTokenizer, text_data
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +292,45 @@ def session(model, lines, **options):
 
     interact(model, read=read, write=lambda *x, **_: written.append("".join(x)), **options)
     return "".join(written)
+
+
+def test_from_text_to_text(model):
+    texts = ["Hello there", "A", "naïve"]
+    together = generate_text(model, texts, 12)
+    assert together == [generate_text(model, text, 12) for text in texts]
+    ids = BYTES.encode("A")[None].long()
+    row = generate(model, ids, 12, stop_token=BYTES.end)[0, 1:].tolist()
+    row = row[: row.index(BYTES.end)] if BYTES.end in row else row
+    assert together[1] == BYTES.decode(row)
+    stop = generate(model, ids, 12)[0, 5].item()
+    assert len(generate_text(model, "A", 12, stop_token=stop)) <= 4
+    with pytest.raises(ValueError, match="one by one, got 2 at once"):
+        list(stream_text(stream(model, torch.zeros(2, 3, dtype=torch.long), 4)))
+
+
+def test_bits_per_byte_count_the_bytes_of_the_tokens():
+    text = "squares and squares of squares; " * 20
+    pairs = text_data(text, "bpe", vocab_size=270).tokenizer
+    wide = create_phase2_model(d_model=16, n_layers=1, n_heads=1, vocab_size=270)
+    ids = pairs.encode(text)
+    unknown = evaluate(wide, ids)
+    assert unknown["bits_per_byte"] is None
+    with pytest.raises(ValueError, match="no tokenizer for its 270 tokens"):
+        evaluate(wide, text)
+    wide.tokenizer = pairs
+    size = len(text.encode()) - len(pairs.decode(ids[:1]).encode())
+    expected = unknown["loss"] * (len(ids) - 1) / math.log(2) / size
+    for scores in (evaluate(wide, ids, chunk=7), evaluate(wide, text)):
+        assert scores["bits_per_byte"] == pytest.approx(expected)
+
+
+def test_text_where_ids_are_wanted(model):
+    for wrong in (lambda: generate(model, "Once", 5), lambda: model([[1, 2]])):
+        with pytest.raises(TypeError, match="input_ids must be a tensor, got"):
+            wrong()
+    for wrong in (lambda: pad_left(["Hello"]), lambda: list(surprisals(model, "Hello"))):
+        with pytest.raises(TypeError, match="encode the text first"):
+            wrong()
 
 
 def test_a_session_remembers_until_it_is_reset(model):

@@ -64,6 +64,17 @@ def test_cutting_changes_nothing(length, cuts):
     assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
+def test_a_state_holds_nothing_but_itself():
+    model = create_phase2_model(d_model=16, n_layers=2, n_heads=2, consolidate_every=10**6)
+    ids = torch.zeros(1, 600, dtype=torch.long)
+    for mask in (None, torch.ones_like(ids)):
+        _, state = model(ids, attention_mask=mask, return_state=True)
+        for layer in state.layers:
+            for name, x in layer._asdict().items():
+                size = max(x.numel(), 2 * 8 * 8)  # at most a memory, never something of each token
+                assert x.untyped_storage().nbytes() <= 4 * size, name
+
+
 @settings(max_examples=25)
 @given(lengths=st.lists(st.integers(0, 25), min_size=2, max_size=4), more=st.integers(0, 20))
 def test_padding_changes_nothing(lengths, more):

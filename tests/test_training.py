@@ -199,8 +199,8 @@ def test_a_run_is_not_overwritten(finished):
 @pytest.mark.parametrize(
     "model, data, changes, message",
     [
-        (TINY | {"d_model": 32}, DATA, {}, "different config: d_model was 16 and is 32"),
-        (TINY, DATA, {"learning_rate": 1.0}, "different settings: learning_rate was 0.01 and is 1"),
+        (TINY | {"d_model": 32}, DATA, {}, "config changed: d_model was 16 and is 32"),
+        (TINY, DATA, {"learning_rate": 1.0}, "settings changed: learning_rate was 0.01 and is 1"),
         (TINY, text_data(TEXT + "."), {}, "another text"),
     ],
 )
@@ -337,6 +337,60 @@ def test_the_model_ends_with_the_weights_that_did_best_and_patience_ends_the_run
     run = training.prepare(model, data, TrainSettings(evaluate_windows=8), accelerator)
     assert training.held_out_bits(run) == pytest.approx(scores[best], abs=1e-5)
     assert not model.training
+
+
+def test_a_run_that_patience_ends_is_saved(tmp_path):
+    data = text_data([TEXT[:600], "".join(chr(97 + i * i % 26) for i in range(300))], held_out=0.3)
+    choice = RUN | {"steps": 400, "patience": 3, "learning_rate": 3e-2, "save_every": 400}
+    model = tiny()
+    history = train(model, data, **choice, out=tmp_path)
+    state = training.read_torch(tmp_path / "training.pt")
+    assert state["step"] == len(history) < 400
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, state["best"]["weights"][name])
+    assert train(tiny(), data, **choice, out=tmp_path, resume=True) == history
+
+
+def test_when_to_save_and_to_lose_patience_may_change(finished, unbroken):
+    changes = {"save_every": 1, "patience": 500}
+    assert train(tiny(), DATA, **RUN | changes, out=finished, resume=True) == unbroken[1]
+
+
+def test_a_model_keeps_the_tokenizer_of_its_data(tmp_path):
+    data = text_data(TEXT, "bpe", vocab_size=300)
+    model = create_phase2_model(**TINY | {"vocab_size": 300})
+    train(model, data, **RUN | {"steps": 1})
+    assert model.tokenizer is data.tokenizer
+
+
+class Letters:
+    """A tokenizer of one's own."""
+
+    vocab_size, end = 128, 0
+
+    def encode(self, text):
+        text = text if isinstance(text, str) else text.decode()
+        return torch.tensor([ord(letter) for letter in text])
+
+    def decode(self, ids):
+        return "".join(chr(i) for i in ids)
+
+
+def test_a_tokenizer_of_one_s_own(tmp_path):
+    data = text_data(TEXT, Letters())
+    with pytest.warns(UserWarning, match="a Letters is not saved"):
+        train(tiny(), data, **RUN | {"steps": 1}, out=tmp_path)
+    with pytest.raises(TypeError, match="tokenizer must have encode, .* object lacks encode"):
+        text_data(TEXT, object())
+
+
+def test_a_tokenizer_of_the_library_is_wrapped():
+    pairs = text_data(TEXT, "bpe", vocab_size=300).tokenizer
+    again = text_data(TEXT, pairs.tokenizer)
+    assert isinstance(again.tokenizer, type(pairs))
+    library = pytest.importorskip("tokenizers")
+    with pytest.raises(ValueError, match="must have the token '<|end|>'"):
+        text_data(TEXT, library.Tokenizer(library.models.BPE()))
 
 
 def test_nothing_held_out_is_allowed():

@@ -54,6 +54,9 @@ VARIANTS = {  # fields of the configuration, and what is replaced by what
     "without memory": ({}, (phase2.model, "remember", without_memory)),
     "never consolidated": ({"consolidate_every": 10**9}, None),
     "consolidated every 128": ({"consolidate_every": 128}, None),
+    "without selection": ({"snr_gamma_boost": 0.0}, None),
+    "without resonance": ({"resonance_strength": 0.0}, None),
+    "without controller": ({"gamma_adjust_rate": 0.0}, None),
     "without rotation": ({}, (phase2.model, "remember", without_rotation)),
     "V with its own unit": ({}, (DecayPotential, "forward", own_potential)),
     "GELU": ({}, (phase2.model, "feed_forward", gelu_network)),
@@ -114,18 +117,23 @@ def bits_per_byte(model, text, rows=64):
 @torch.no_grad()
 def alive(model, text):
     """What the mechanisms do while the model reads a row: a line for each layer."""
-    etas = []
-    hooks = [
-        block.eta.register_forward_hook(lambda *x: etas.append(x[2][0])) for block in model.blocks
-    ]
+    etas, asked, hooks = [], [], []
+    for block in model.blocks:
+        hooks.append(block.eta.register_forward_hook(lambda *x: etas.append(x[2][0])))
+        hooks.append(block.potential.register_forward_hook(lambda *x: asked.append(x[2][1])))
     _, found = model(text[None, :ROW].long(), return_diagnostics=True)
     for hook in hooks:
         hook.remove()
     for layer, raw in enumerate(etas):
-        lives = half_life(found["gamma_values"][layer]).median(1).values[0].tolist()
+        gamma = found["gamma_values"][layer]
+        lives = half_life(asked[layer]).median(1).values[0]
+        raised = (gamma > asked[layer])[:, model.config.consolidate_every :].float().mean((0, 1))
         early, late = learning_rate(raw, model.config.hebbian_eta).chunk(2)
+        heads = ", ".join(
+            f"{life:.0f} ({100 * share:.0f} %)" for life, share in sorted(zip(lives, raised))
+        )
         print(
-            f"  layer {layer}: half-lives {', '.join(f'{x:.0f}' for x in sorted(lives))} tokens, "
+            f"  layer {layer}: half-lives in tokens, and how often the controller acts: {heads}; "
             f"selected share {found['snr_stats'][layer]['selected_share']:.2f}, mean mask "
             f"{found['resonance_info'][layer]['mask'].mean():.2f}, "
             f"η {early.mean():.3f} in the first half of a row and {late.mean():.3f} in the second"
