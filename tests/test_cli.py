@@ -237,6 +237,7 @@ def test_ctrl_c_saves(text, tmp_path):
         process.kill()
     assert process.returncode == 130
     assert "stopped after step" in said and "saved in" in said and "Traceback" not in said
+    assert f"go on with: phase2 train --resume --out {out}" in said
     steps = torch.load(out / "training.pt")["step"]
     assert len(history.read_text().splitlines()) == steps >= 3
     assert not [name for name in os.listdir(out) if name.startswith(".")]

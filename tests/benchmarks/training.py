@@ -58,16 +58,21 @@ def nearest(make, choices, wanted):
     return min((make(choice) for choice in choices), key=lambda model: abs(size(model) - wanted))
 
 
+def loss_of(model, text, dtype):
+    """The loss of a model, in mixed precision unless dtype is float32."""
+    half = dtype != torch.float32
+    with torch.autocast("cpu", dtype=dtype) if half else contextlib.nullcontext():
+        logits = model(text[:, :-1])
+    logits = logits if isinstance(logits, torch.Tensor) else logits.logits
+    return F.cross_entropy(logits.flatten(0, 1).float(), text[:, 1:].flatten())
+
+
 def step(model, text, dtype):
     """A function that does one training step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    half = dtype != torch.float32
 
     def run():
-        with torch.autocast("cpu", dtype=dtype) if half else contextlib.nullcontext():
-            logits = model(text[:, :-1])
-        logits = logits if isinstance(logits, torch.Tensor) else logits.logits
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), text[:, 1:].flatten())
+        loss = loss_of(model, text, dtype)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -128,6 +133,23 @@ def peak():
     return resident("VmHWM") - before
 
 
+def kept(model, dtype):
+    """MiB that the forward pass keeps for the backward pass, parameters left out."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found = {}  # holding the tensors, so that no storage is counted twice
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = tensor
+        return tensor
+
+    text = torch.randint(0, VOCABULARY, (BATCH, LENGTH + 1))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss_of(model, text, dtype)
+    return sum(tensor.untyped_storage().nbytes() for tensor in found.values()) / 2**20
+
+
 def train(names, dtype, repeats=20):
     """Seconds of the fastest step and MiB by model; each in a process of its own, in turns.
 
@@ -159,7 +181,8 @@ def main():
         rate, ratio = BATCH * LENGTH / now, now / seconds["phase2"]
         print(
             f"{name:>8}: {size(model) / 1e6:.2f} M parameters, {1e3 * now:4.0f} ms a step, "
-            f"{rate:5.0f} tokens/s, phase2 is {ratio:.2f} x as fast; {most:.0f} MiB at most"
+            f"{rate:5.0f} tokens/s, phase2 is {ratio:.2f} x as fast; {most:.0f} MiB at most, "
+            f"{kept(model, dtype):.0f} MiB kept for the backward pass"
         )
     alone = products(built["phase2"], dtype)
     share = 100 * alone / seconds["phase2"]
