@@ -54,6 +54,8 @@ EXPLAINED = {
     "snr.RIDGE: 0.0001 -> 0.0002": "a tolerance for rounding: σ changes by 1e-4",
     "memory.memory_chunked: 64 -> 128": "changes the speed, not the result",
     "memory.with_decays: within.to(q.dtype) -> within": "a product in place takes either dtype",
+    "memory.turn_back: as_real(join_times(dx, spin.conj(), size)).to(dtype) -> "
+    "as_real(join_times(dx, spin.conj(), size))": "autograd casts a gradient to its input's dtype",
     "consolidation.CHUNK: 64 -> 128": "changes the speed, not the result",
     "consolidation.remember: position > 0 or not state.fast_weights.any() -> "
     "position > 0 and (not state.fast_weights.any())": "changes the speed, not the result",
