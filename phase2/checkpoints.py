@@ -30,6 +30,7 @@ from phase2.training import (
 
 __all__ = [
     "digest",
+    "check_tokenizer",
     "parse_config",
     "read_config",
     "read_weights",
@@ -43,7 +44,7 @@ __all__ = [
     "Phase2HubModel",
     "put_in_place",
     "load",
-    "check_tokenizer",
+    "plain_model",
     "to_hub",
     "save_pretrained",
     "from_pretrained",
@@ -68,6 +69,19 @@ def digest(weights):
         found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         found.update(tensor.flatten().view(torch.uint8).numpy())
     return found.hexdigest()
+
+
+# %% notebooks/11_checkpoints.ipynb#check-tokenizer
+def check_tokenizer(tokenizer, config):
+    """A tokenizer that can be saved with a model; TypeError or ValueError if it cannot."""
+    tokenizer = as_tokenizer(tokenizer)
+    if not isinstance(tokenizer, ByteTokenizer | BPETokenizer):
+        kind = type(tokenizer).__name__
+        raise TypeError(f"tokenizer must be of bytes or byte pairs to be saved, got {kind}")
+    if isinstance(tokenizer, BPETokenizer) and tokenizer.vocab_size > config.vocab_size:
+        sizes = f"{tokenizer.vocab_size} tokens, the model knows {config.vocab_size}"
+        raise ValueError(f"tokenizer has {sizes}")
+    return tokenizer
 
 
 # %% notebooks/11_checkpoints.ipynb#read-config
@@ -156,10 +170,10 @@ def read_tokenizer(folder, config=None):
         tokenizer = BPETokenizer(library.Tokenizer.from_str(path.read_text(encoding="utf-8")))
     except Exception as error:  # the library raises plain Exceptions
         raise CheckpointError(f"{path}: no tokenizer ({error})") from error
-    if config and tokenizer.vocab_size > config.vocab_size:
-        sizes = f"{tokenizer.vocab_size} tokens, the model knows {config.vocab_size}"
-        raise CheckpointError(f"{path}: has {sizes}")
-    return tokenizer
+    try:
+        return check_tokenizer(tokenizer, config) if config else tokenizer
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 # %% notebooks/11_checkpoints.ipynb#sources
@@ -307,21 +321,14 @@ def load(cls, path):
 
 
 # %% notebooks/11_checkpoints.ipynb#api
-def check_tokenizer(tokenizer, config):
-    """A tokenizer that can be saved with a model; see :func:`save_pretrained` for what is not."""
-    tokenizer = as_tokenizer(tokenizer)
-    if not isinstance(tokenizer, ByteTokenizer | BPETokenizer):
-        kind = type(tokenizer).__name__
-        raise TypeError(f"tokenizer must be of bytes or byte pairs to be saved, got {kind}")
-    if isinstance(tokenizer, BPETokenizer) and tokenizer.vocab_size > config.vocab_size:
-        sizes = f"{tokenizer.vocab_size} tokens, the model knows {config.vocab_size}"
-        raise ValueError(f"tokenizer has {sizes}")
-    return tokenizer
+def plain_model(model):
+    """A model without what torch.compile puts around it."""
+    return getattr(model, "_orig_mod", model)
 
 
 def to_hub(model, tokenizer=None):
     """A Phase2HubModel that shares the weights of a Phase2IntegratedModel, compiled or not."""
-    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    model = plain_model(model)
     with torch.random.fork_rng(devices=[]):
         hub = Phase2HubModel(model.config, tokenizer or getattr(model, "tokenizer", None))
     hub.load_state_dict(model.state_dict(), assign=True)
@@ -380,7 +387,7 @@ def save_state(path, state, model):
     tensors = {"position": state.position}
     for i, layer in enumerate(state.layers):
         tensors |= {f"{i}.{name}": x.clone() for name, x in layer._asdict().items()}
-    write_weights(path, tensors, model=digest(getattr(model, "_orig_mod", model).state_dict()))
+    write_weights(path, tensors, model=digest(plain_model(model).state_dict()))
 
 
 def load_state(path, model):
@@ -389,7 +396,7 @@ def load_state(path, model):
     Raises:
         CheckpointError: cut short, damaged, no such file, or of a model with other weights.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = plain_model(model)
     tensors = read_weights(path, model=digest(model.state_dict()))
     device, layers = model.embedding.weight.device, range(model.config.n_layers)
     memories = (

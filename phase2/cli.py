@@ -26,7 +26,6 @@ INTERRUPTED = 130  # as a shell reports a program that Ctrl-C has ended
 
 app = typer.Typer(
     name="phase2",
-    help="Train and use a language model whose memory is written by association, and forgets.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -168,7 +167,7 @@ def train(
 
     A run that has ended cannot be made longer: start another with --init, at a lower rate.
 
-    Several GPUs: torchrun --nproc_per_node 4 -m phase2.cli train --text my.txt
+    Several GPUs: torchrun --nproc_per_node 4 -m phase2 train --text my.txt
     """
     from phase2.training import TrainSettings
 
@@ -370,7 +369,3 @@ def diagnose(
         report.to_json(json)
     typer.echo(str(report))
     typer.echo(f"the report is {out}")
-
-
-if __name__ == "__main__":
-    main()

@@ -361,10 +361,8 @@ def consolidated_forward(q, k, v, decay, spin, eta, state, basis, config, size, 
     memories, shifts = torch.stack(memories, 1), torch.stack(shifts, 1)
     starts, ends = carry(memories.flatten(0, 1), added.flatten(0, 1), apart(chunks.across, count))
     starts = starts.unflatten(0, (-1, count)).flatten(1, 2).to(v.dtype)
-    ends, saved = (
-        ends.unflatten(0, (-1, count)),
-        (starts, keep, *chunks._replace(v_eta=None), *looks, *(gates if looks else ())),
-    )
+    saved = (starts, keep, *chunks._replace(v_eta=None), *looks, *(gates if looks else ()))
+    ends = ends.unflatten(0, (-1, count))
     return answers(chunks, starts), ends, memories, shifts, limits, saved
 
 

@@ -222,7 +222,7 @@ def test_failures_are_one_line_and_a_code(run, text, tmp_path, monkeypatch, argu
 def test_ctrl_c_saves(text, tmp_path):
     out = tmp_path / "run"
     endless = [*TINY, *QUICK, "--steps", "100000", "--evaluate-every", "1000"]
-    command = [sys.executable, "-m", "phase2.cli", "train", "--text", text, "--out", out, *endless]
+    command = [sys.executable, "-m", "phase2", "train", "--text", text, "--out", out, *endless]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     history = out / "history.jsonl"
     try:

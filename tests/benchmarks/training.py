@@ -1,6 +1,6 @@
 """Training tokens/s against Hugging Face Llama and Mamba2 of equal size, side by side.
 
-    pip install ".[bench]"; python tests/benchmarks/training.py [--dtype float32]
+    pip install ".[bench]"; python tests/benchmarks/training.py [--dtype float32] [--operations]
 
 B 4, N 512, d 256, 4 layers, vocabulary 256, forward + backward + AdamW. The physical limit is the
 rate of the model's own matrix products, measured one by one in the same run.
@@ -168,10 +168,28 @@ def train(names, dtype, repeats=20):
     return {name: min(found) for name, found in times.items()}, memory
 
 
+def operations(rounds=25):
+    """Print which operations the fastest of some profiled float32 steps of phase2 consists of."""
+    prepare("phase2", torch.float32)
+    steps = []
+    for _ in range(rounds):
+        with torch.profiler.profile() as seen:
+            seconds = timed()
+        steps.append((seconds, seen.key_averages()))
+    seconds, found = min(steps, key=lambda step: step[0])
+    print(f"one step of phase2 under the profiler, {1e3 * seconds:.0f} ms; by operation:")
+    for event in sorted(found, key=lambda event: -event.self_cpu_time_total)[:20]:
+        print(f"{event.self_cpu_time_total / 1e3:7.1f} ms, {event.count:4d} x {event.key}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    dtype = getattr(torch, parser.parse_args().dtype)
+    parser.add_argument("--operations", action="store_true", help="only what a step consists of")
+    settings = parser.parse_args()
+    if settings.operations:
+        return operations()
+    dtype = getattr(torch, settings.dtype)
     built = {name: make() for name, make in models().items()}
     print(machine())
     print(f"B {BATCH}, N {LENGTH}, {dtype}, forward + backward + AdamW")
