@@ -80,7 +80,7 @@ def test_resuming_needs_no_text_and_adds_fields(run):
 
 def test_options_of_a_command_that_failed_are_not_remembered(text, tmp_path):
     train = ["train", "--text", text, "--out", tmp_path, *QUICK]
-    assert "longer than n_seq" in phase2(*train, *TINY, "--set", "n_seq=99999", code=1)
+    assert "must be a multiple" in phase2(*train, *TINY, "--accumulate", 3, code=1)
     assert phase2(*train, *TINY, "--resume").startswith("12 steps, ")
     (tmp_path / "options.json").write_text("{")
     assert "options.json: damaged" in phase2(*train, "--resume", code=1)

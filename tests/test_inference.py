@@ -303,7 +303,12 @@ def test_from_text_to_text(model):
     row = row[: row.index(BYTES.end)] if BYTES.end in row else row
     assert together[1] == BYTES.decode(row)
     stop = generate(model, ids, 12)[0, 5].item()
-    assert len(generate_text(model, "A", 12, stop_token=stop)) <= 4
+    stopped = generate_text(model, "A", 12, stop_token=stop)
+    assert len(stopped) <= 4 and stopped != together[1]
+    ending = copy.deepcopy(model)
+    ending.tokenizer = ByteTokenizer()
+    ending.tokenizer.end = stop  # which ends a row if nothing else is asked for
+    assert generate_text(ending, "A", 12) == stopped
     with pytest.raises(ValueError, match="one by one, got 2 at once"):
         list(stream_text(stream(model, torch.zeros(2, 3, dtype=torch.long), 4)))
 
