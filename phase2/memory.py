@@ -183,12 +183,13 @@ def memory_recurrent(q, k, v, gamma, potential, eta, dt=1.0, state=None):
         ValueError: see :func:`check_memory`.
     """
     check_memory(q, k, v, gamma, potential, eta, state)
-    batch, length, heads, dim = q.shape
+    batch, _, heads, dim = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     fast_weights = q.new_zeros(batch, heads, dim, dim) if state is None else state
     fast_weights, outputs = fast_weights.to(wide), []
-    for t in range(length):
-        token = (x[:, t].to(wide) for x in (q, k, v, gamma, potential, eta))
+    # not x[:, t]: the gradient of a slice is as long as the whole sequence
+    tokens = (x.to(wide).unbind(1) for x in (q, k, v, gamma, potential, eta))
+    for token in zip(*tokens, strict=True):
         y, fast_weights = memory_step(*token, dt, fast_weights)
         outputs.append(y.to(q.dtype))
     return torch.stack(outputs, dim=1) if outputs else torch.empty_like(q), fast_weights
