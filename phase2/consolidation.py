@@ -112,10 +112,10 @@ def consolidate(state, basis, config):
     Returns:
         MemoryState at the start of the next stretch.
     """
-    earlier = evolve(state.earlier, state.faded, state.turned)
-    written = state.fast_weights - earlier
+    carried = evolve(state.earlier, state.faded, state.turned)
+    written = state.fast_weights - carried
     written, share = select(written, config.snr_threshold, config.snr_gamma_boost)
-    weights = earlier + written
+    weights = carried + written
     if basis is not None:
         weights = resonate(weights, basis, config.resonance_strength)
     with torch.no_grad():
@@ -196,7 +196,7 @@ def look(keep, written, carried, key_basis, basis, strength):
         strength: λ of equation (eq-resonate).
 
     Returns:
-        W̃ at the start of the next stretch, and G or, without a basis, None.
+        W̃ at the start of the next stretch, and F or, without a basis, None.
     """
     weights = carried + keep @ written
     if basis is None:
@@ -244,7 +244,7 @@ def write(k, v_eta, decay, strength):
         decay, strength: Γ dt and η ‖v‖, (B, m C, H).
 
     Returns:
-        What each chunk adds, (B, m, H, D, D), and all of them together, (B, H, D, D); a of
+        What each chunk adds, (B, m, H, D, D), and all of them together, (B, H, D, D); f of
         equation (eq-looks), (B, H, 1, 1); `bound` and `incoherent` as in MemoryState.
     """
     until, across = chunk_ends(decay, k.shape[-2])
@@ -277,29 +277,30 @@ def pass_stretches(tokens, key_basis, state, basis, config):
 
     Returns:
         What each chunk adds, (B, S, m, H, D, D); W̃ at the start of each stretch; what the
-        controller adds to its Γ; P and G of its look; and at the end `bound`, `incoherent`,
+        controller adds to its Γ; P and F of its look; and at the end `bound`, `incoherent`,
         `energy` and `coherence` as in MemoryState.
     """
-    shift, weights, gates = state.gamma_shift, state.fast_weights, []
+    weights, shift, gates = state.fast_weights, state.gamma_shift, []
     limits, last = (state.bound, state.incoherent), (state.energy, state.coherence)
     tokens[2][:, 0] += config.dt * shift[:, None]
     found = [x.unflatten(0, tokens[0].shape[:2]) for x in write(*(x.flatten(0, 1) for x in tokens))]
     keep = selection(found[1][:, :-1], config.snr_threshold, config.snr_gamma_boost)[0]
     memories, shifts = [weights], [shift]
     for s in range(keep.shape[1] + 1):
-        if again := s and bool(shift.any()):  # the controller was not silent
+        if again := s > 0 and bool(shift.any()):  # the controller was not silent
             rewrite(s, tokens, found, config.dt * shift)
         _, written, across, *grown = (x[:, s] for x in found)
-        a = across[..., 0, 0]
-        limits = a * limits[0] + grown[0], a.square() * limits[1] + grown[1]
+        # the limits at the end; the last stretch is not looked at
+        fade = across[..., 0, 0]
+        limits = fade * limits[0] + grown[0], fade.square() * limits[1] + grown[1]
         if s == keep.shape[1]:
             return found[0], memories, shifts, keep, gates, (*limits, *last)
         if again:
             keep[:, s] = selection(written, config.snr_threshold, config.snr_gamma_boost)[0]
-        driven = coherence(energy(across * weights + written), *limits)
-        at = None if basis is None else key_basis[:, s]
-        rest = across * weights, at, basis, config.resonance_strength
-        weights, gate = look(keep[:, s], written, *rest)
+        carried, at = across * weights, None if basis is None else key_basis[:, s]
+        driven = coherence(energy(carried + written), *limits)
+        weights, gate = look(keep[:, s], written, carried, at, basis, config.resonance_strength)
+        # what the next stretch starts with
         limits, shift = restart(weights), controller(driven, config.gamma_adjust_rate)
         last = limits[1], driven
         memories.append(weights), shifts.append(shift), gates.append(gate)
@@ -313,9 +314,9 @@ def pass_looks_back(dlast, dreads, across, keep, looks):
         dlast: gradient of W̃ at the end of the last stretch, (B, H, D, D).
         dreads: what reading in a stretch adds to the gradient of W̃ at its start,
             (B, S, H, D, D).
-        across: a of each stretch, (B, S, H, 1, 1).
+        across: f of each stretch, (B, S, H, 1, 1).
         keep: P of the looks, (B, S − 1, H, D, D).
-        looks: U, U_s (B, S − 1, H, D, D) and G of one look after the other; or nothing.
+        looks: U, U_s (B, S − 1, H, D, D) and F of one look after the other; or nothing.
 
     Returns:
         Gradients, at the end of each stretch, of what it carries and of what it has written,
@@ -536,7 +537,7 @@ def remember(q, k, v, gamma, potential, eta, state, position, basis, config, mas
     check_memory(*tensors, state.fast_weights)
     if not q.shape[1]:
         return torch.empty_like(q), gamma, state
-    # several at once: chunks must fit into a stretch, no look may change η, and a look is past
+    # several at once: chunks must fit into a stretch, no look may change η, and `earlier` is known
     fits = config.consolidate_every % min(CHUNK, config.consolidate_every) == 0
     free = fits and mask is None and not config.snr_eta_boost and not torch.compiler.is_compiling()
     known = free and (position > 0 or not state.fast_weights.any())
