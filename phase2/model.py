@@ -170,18 +170,18 @@ def learning_rate(raw, hebbian_eta):
 
 # %% notebooks/07_model.ipynb#activation
 class FeedForward(torch.autograd.Function):
-    """y = relu(x Uᵀ)² Dᵀ; for the backward pass it keeps r = relu(x Uᵀ) and not its square."""
+    """y = relu(x Uᵀ)² Oᵀ; for the backward pass it keeps r = relu(x Uᵀ) and not its square."""
 
     @staticmethod
     def forward(ctx, x, up, down):
-        """x (T, d), U (4d, d), D (d, 4d) -> y (T, d)."""
+        """x (T, d), `up` U (4d, d), `down` O (d, 4d) -> y (T, d)."""
         relu = (x @ up.T).relu_()
         ctx.save_for_backward(x, up, down, relu)
         return relu.square() @ down.T
 
     @staticmethod
     def backward(ctx, dy):
-        """dy -> dx, dU and dD."""
+        """dy -> dx, dU and dO."""
         x, up, down, relu = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative
             relu = (x @ up.T).relu()
@@ -191,11 +191,11 @@ class FeedForward(torch.autograd.Function):
 
 
 def feed_forward(x, up, down):
-    """The two-layer network of equation (eq-block): relu(x Uᵀ)² Dᵀ.
+    """The two-layer network of equation (eq-block): relu(x Uᵀ)² Oᵀ.
 
     Args:
         x: (…, d).
-        up, down: U (4d, d) and D (d, 4d).
+        up, down: U (4d, d) and O (d, 4d), the W↑ and W↓ of the equation.
 
     Returns:
         (…, d), in half precision under autocast.
@@ -229,7 +229,7 @@ SHORTEST = 1e-12  # a key of length 0 stays at length 0
 
 
 class LookBack(torch.autograd.Function):
-    """u = x / ‖x‖ of x = (1 − μ) k_t + μ k_{t−1}: equation (eq-look-back)."""
+    """u = m / ‖m‖ of m = (1 − μ) k_t + μ k_{t−1}: equation (eq-look-back)."""
 
     @staticmethod
     def forward(ctx, k, mix, last, first):
@@ -650,13 +650,14 @@ def statistics(model):
     Returns:
         dict with `num_parameters`, `num_trainable_parameters`, `num_layers` and `block_stats`, for
         each block `num_parameters`, the Frobenius `fast_weight_norm` after the last call (None
-        before any), and the `half_life` of each head at an average input, in units of time.
+        before any), and the `half_life` of each head where the input is 0, that of its bias alone,
+        in units of time.
     """
     parameters = list(model.parameters())
     blocks = []
     for block in model.blocks:
-        state, mean = block.fast_weight_state, torch.zeros_like(block.qkv.weight[0])
-        lives = half_life(block.potential(mean)[1]).tolist()
+        state, zero = block.fast_weight_state, torch.zeros_like(block.qkv.weight[0])
+        lives = half_life(block.potential(zero)[1]).tolist()
         norm = None if state is None else state.float().norm().item()
         size = sum(p.numel() for p in block.parameters())
         blocks.append({"num_parameters": size, "fast_weight_norm": norm, "half_life": lives})
@@ -723,7 +724,8 @@ def predict(
         model: Phase2IntegratedModel.
         input_ids: (B, N) integers below vocab_size; any N.
         state: Phase2State to go on from; None is an empty memory.
-        attention_mask: (B, N), 0 for padding; other numbers tell packed documents apart.
+        attention_mask: (B, N), 0 for padding; other numbers tell packed documents apart, of which
+            the first in a row goes on from `state`.
         return_diagnostics: also return :func:`diagnose_layers`; changes no logit.
         return_state: also return the Phase2State after the last token.
 

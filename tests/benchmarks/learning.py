@@ -44,6 +44,13 @@ def own_potential(self, x):
     return potential, decay_rate(raw, self.base_decay)
 
 
+def own_rates(self, x):
+    """V and Γ of a head, learned, but the same for all tokens."""
+    turns, raw = self.linear.bias.expand(*x.shape[:-1], -1).chunk(2, dim=-1)
+    gamma = decay_rate(raw, self.base_decay)
+    return turns * (gamma - self.base_decay), gamma
+
+
 def gelu_network(x, up, down):
     """The two-layer network with GELU in the place of the squared ReLU."""
     return F.linear(F.gelu(F.linear(x, up)), down)
@@ -59,6 +66,7 @@ VARIANTS = {  # fields of the configuration, and what is replaced by what
     "without controller": ({"gamma_adjust_rate": 0.0}, None),
     "without rotation": ({}, (phase2.model, "remember", without_rotation)),
     "V with its own unit": ({}, (DecayPotential, "forward", own_potential)),
+    "rates that see no token": ({}, (DecayPotential, "forward", own_rates)),
     "GELU": ({}, (phase2.model, "feed_forward", gelu_network)),
 }
 
@@ -69,7 +77,7 @@ def new_model(name):
     if name == "V with its own unit":
         for block in model.blocks:
             layer = block.potential
-            with torch.no_grad():  # from b_V to V at an average input
+            with torch.no_grad():  # from b_V to V at x = 0
                 turns, raw = layer.linear.bias.chunk(2)
                 turns *= F.softplus(raw)
     return model
@@ -165,7 +173,7 @@ def main():
         each = ", ".join(f"{bits:.3f}" for bits in found)
         minutes = (time.perf_counter() - start) / 60
         mean = statistics.mean(found)
-        print(f"{name:>22}: {mean:.3f} ± {spread:.3f} bits per byte ({each}), {minutes:.0f} min")
+        print(f"{name:>23}: {mean:.3f} ± {spread:.3f} bits per byte ({each}), {minutes:.0f} min")
 
 
 if __name__ == "__main__":
