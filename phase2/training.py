@@ -28,8 +28,8 @@ from phase2.model import check_keys, real, whole
 __all__ = [
     "ByteTokenizer",
     "need",
-    "END",
     "from_utf8",
+    "ENDS",
     "BPETokenizer",
     "train_bpe",
     "read_documents",
@@ -101,7 +101,7 @@ class ByteTokenizer:
 
     Attributes:
         vocab_size: 256.
-        end: 0, the byte between two documents; it occurs in no text.
+        end: 0, the byte between two documents; in a text it would read as an end, too.
     """
 
     vocab_size, end = 256, 0
@@ -134,10 +134,7 @@ def need(name):
         raise ImportError(message) from error
 
 
-# %% notebooks/08_training.ipynb#bpe
-END = "<|end|>"
-
-
+# %% notebooks/08_training.ipynb#from-utf8
 def from_utf8(raw):
     """Bytes -> str. ValueError if they are no UTF-8."""
     try:
@@ -147,24 +144,38 @@ def from_utf8(raw):
         raise ValueError(f"byte pairs need UTF-8, {place} is none ({error.reason})") from error
 
 
+# %% notebooks/08_training.ipynb#bpe
+# what may end a document: ours, or what others use
+ENDS = ("<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+
+
 class BPETokenizer:
     """Byte-pair encoding by the library `tokenizers`, with the interface of ByteTokenizer.
 
     Args:
-        tokenizer: a `tokenizers.Tokenizer` that has the token `END`.
+        tokenizer: a `tokenizers.Tokenizer` that has one of the tokens `ENDS`; the first is used.
+
+    Raises:
+        ValueError: it has none of them.
     """
 
     def __init__(self, tokenizer):
         tokenizer.encode_special_tokens = True  # "<|end|>" in a text is seven letters, not an end
-        self.tokenizer, self.end = tokenizer, tokenizer.token_to_id(END)
-        if self.end is None:
-            raise ValueError(f"tokenizer must have the token {END!r}, which ends a document")
+        ends = [
+            tokenizer.token_to_id(end) for end in ENDS if tokenizer.token_to_id(end) is not None
+        ]
+        if not ends:
+            raise ValueError(
+                f"tokenizer must have a token that ends a document, {' or '.join(ENDS)}"
+            )
+        self.tokenizer, self.end = tokenizer, ends[0]
         self.vocab_size = tokenizer.get_vocab_size()
 
     def encode(self, text):
         """A str, or UTF-8 bytes -> ids, (N,) int32."""
         text = text if isinstance(text, str) else from_utf8(text)
-        return torch.tensor(self.tokenizer.encode(text).ids, dtype=torch.int32)
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return torch.tensor(ids, dtype=torch.int32)
 
     def decode(self, ids):
         """Ids -> str."""
@@ -187,7 +198,7 @@ def train_bpe(documents, vocab_size):
     tokenizer.decoder = library.decoders.ByteLevel()
     trainer = library.trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END],
+        special_tokens=[ENDS[0]],
         initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),  # all 256 bytes
         show_progress=False,
     )
@@ -261,11 +272,13 @@ def tokenize(documents, tokenizer):
 
 # %% notebooks/08_training.ipynb#as-tokenizer
 def as_tokenizer(tokenizer):
-    """A tokenizer as it is, or one of the library `tokenizers` in a BPETokenizer.
+    """A tokenizer as it is; one of `tokenizers` or `transformers` in a BPETokenizer.
 
     Raises:
+        ValueError: it has no token that ends a document.
         TypeError: it lacks `encode`, `decode`, `end` or `vocab_size`, see :class:`ByteTokenizer`.
     """
+    tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)  # what `transformers` wraps
     if type(tokenizer).__module__.partition(".")[0] == "tokenizers":
         return BPETokenizer(tokenizer)
     interface = ("encode", "decode", "end", "vocab_size")
@@ -378,7 +391,7 @@ SETTING_RULES = {
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Every choice of a training run; `SETTING_RULES` has what is allowed."""
+    """The choices of a training run; `SETTING_RULES` has what is allowed."""
 
     steps: int = 1000
     batch_size: int = 8  # windows of n_seq tokens a step, over all processes
@@ -550,7 +563,7 @@ def train_step(run, stop=False):
         and every `log_every` steps what :func:`look_inside` sees.
 
     Raises:
-        FloatingPointError: the loss or its gradient is not finite; the weights stay as they were.
+        FloatingPointError: the loss or its gradient is not finite; this step changes no weight.
     """
     settings, accelerator = run.settings, run.accelerator
     rate = schedule(run.step, settings)
@@ -577,8 +590,8 @@ def check_run(config, data, settings, accelerator):
     """Refuse a run that cannot work.
 
     Raises:
-        ValueError: text too short, vocabulary too small, a batch that cannot be shared equally, or
-            an accelerator that shards the model or trains in float16.
+        ValueError: text too short, vocabulary too small, an id beyond it, a batch that cannot be
+            shared equally, or an accelerator that shards the model or trains in float16.
     """
     length, processes = len(data.train.ids), accelerator.num_processes
     if length <= config.n_seq:
@@ -590,6 +603,9 @@ def check_run(config, data, settings, accelerator):
         raise ValueError(
             f"vocab_size must be at least that of the tokenizer, {need_ids}; got {has}"
         )
+    largest = max(int(part.ids.max()) for part in data[:2] if len(part.ids))
+    if largest >= config.vocab_size:
+        raise ValueError(f"ids must be below vocab_size = {config.vocab_size}, got {largest}")
     if settings.batch_size % (settings.accumulate * processes):
         shares = f"accumulate ({settings.accumulate}) × processes ({processes})"
         raise ValueError(f"batch_size must be a multiple of {shares}, got {settings.batch_size}")
