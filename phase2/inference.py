@@ -2,7 +2,7 @@
 """Inference."""
 
 import math
-from itertools import count
+from itertools import chain, count, groupby
 
 import torch
 
@@ -15,6 +15,8 @@ __all__ = [
     "check_sampling",
     "check_prompt",
     "stream",
+    "PIECE",
+    "read_prompt",
     "stream_steps",
     "generate",
     "as_ids",
@@ -119,7 +121,9 @@ def stream(
     stop_token=None,
     state=None,
 ):
-    """Continue prompts token by token, in constant time and memory: equation (eq-generate).
+    """Continue prompts token by token: equation (eq-generate).
+
+    A token takes the same time wherever it stands; the length of prompts costs time but no RAM.
 
     Args:
         model: Phase2IntegratedModel.
@@ -145,32 +149,49 @@ def stream(
 
 
 # %% notebooks/09_inference.ipynb#stream-steps
+PIECE = 1024  # tokens of a prompt that are read at once
+
+
+def read_prompt(model, input_ids, state, attention_mask):
+    """Read prompts, piece by piece: the logits after them, (B, vocab_size), and the state."""
+    numbers = () if attention_mask is None else attention_mask[attention_mask != 0].unique()
+    # a state does not know which document it is in: several in a row are not cut
+    size = PIECE if len(numbers) < 2 else input_ids.shape[1]
+    for start in range(0, input_ids.shape[1], size):
+        mask = None if attention_mask is None else attention_mask[:, start : start + size]
+        logits, state = model(input_ids[:, start : start + size], state, mask, return_state=True)
+    return logits[:, -1], state
+
+
 @torch.no_grad()
 def stream_steps(model, input_ids, state, attention_mask, steps, stop_token, options):
     """The loop of :func:`stream`, its arguments checked."""
-    logits, state = model(input_ids, state, attention_mask, return_state=True)
+    logits, state = read_prompt(model, input_ids, state, attention_mask)
     over = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
     for _ in steps:
-        token = choose_token(logits[:, -1], **options)  # (B,)
+        token = choose_token(logits, **options)  # (B,)
         if stop_token is not None:
             token = torch.where(over, stop_token, token)
             over = token == stop_token
         yield token
-        logits, state = model(token[:, None], state, return_state=True)
+        logits, state = read_prompt(model, token[:, None], state, None)
         if over.all():
             break
     return state
 
 
-def generate(model, input_ids, max_new_tokens, **options):
+# %% notebooks/09_inference.ipynb#generate
+def generate(model, input_ids, max_new_tokens, return_state=False, **options):
     """Prompts and what follows: :func:`stream`, collected.
 
     Args:
         model, input_ids, max_new_tokens: see :func:`stream`.
+        return_state: also return the Phase2State after the last token, to go on from.
         options: all others of :func:`stream`, by name.
 
     Returns:
-        (B, N + new), new ≤ max_new_tokens: less if every row has met its `stop_token`.
+        (B, N + new), new ≤ max_new_tokens: less if every row has met its `stop_token`; and the
+        state, if asked for.
 
     Raises:
         ValueError: see :func:`stream`.
@@ -179,8 +200,14 @@ def generate(model, input_ids, max_new_tokens, **options):
         raise ValueError(
             "max_new_tokens must be an integer of at least 0, got None; stream() has no end"
         )
-    tokens = stream(model, input_ids, max_new_tokens, **options)
-    return torch.cat((input_ids, *(token[:, None] for token in tokens)), dim=1)
+
+    def tokens():
+        nonlocal state
+        state = yield from stream(model, input_ids, max_new_tokens, **options)
+
+    state = None
+    ids = torch.cat((input_ids, *(token[:, None] for token in tokens())), dim=1)
+    return (ids, state) if return_state else ids
 
 
 # %% notebooks/09_inference.ipynb#pad
@@ -306,7 +333,7 @@ def surprisals(model, ids, chunk=1024):
     Args:
         model: Phase2IntegratedModel.
         ids: token ids, at least two: a list, a 1-D tensor or array; only slices of it are held.
-        chunk: tokens read at once; changes the memory it takes, not the result.
+        chunk: tokens read at once; changes the RAM it takes, not the result.
 
     Returns:
         Iterator of tensors in nats, one for each piece, N − 1 values together: nothing predicts
@@ -328,14 +355,23 @@ def surprisals(model, ids, chunk=1024):
 
 # %% notebooks/09_inference.ipynb#bytes-predicted
 def bytes_predicted(model, ids, chunk):
-    """Bytes that all ids but the first encode; None if the tokenizer of the model is not known."""
+    """Bytes that all ids but the first encode; None if the tokenizer of the model is not known.
+
+    The end of a document counts as one, as in :func:`phase2.training.tokenize`.
+    """
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None and model.config.vocab_size > BYTES.vocab_size:
         return None
     if tokenizer is None or isinstance(tokenizer, ByteTokenizer):
         return len(ids) - 1
-    pieces = (ids[start : start + chunk] for start in range(1, len(ids), chunk))
-    return sum(len(tokenizer.decode(piece).encode()) for piece in pieces)
+    pieces = (as_ids(ids[start : start + chunk]).tolist() for start in range(1, len(ids), chunk))
+    ends, size = 0, 0
+    for end, tokens in groupby(chain.from_iterable(pieces), tokenizer.end.__eq__):
+        if end:
+            ends += sum(1 for _ in tokens)
+        else:  # not piece by piece: a character may begin in one and end in the next
+            size += sum(len(text.encode()) for text in stream_text(tokens, tokenizer.decode))
+    return ends + size
 
 
 # %% notebooks/09_inference.ipynb#evaluate-all

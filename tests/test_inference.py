@@ -119,6 +119,32 @@ def test_state_goes_on_where_it_was(model):
     )
 
 
+def test_prompts_are_read_in_pieces(model, monkeypatch):
+    ids, lengths = prompts(3, 50), torch.tensor([50, 31, 7])
+    padded = (torch.arange(50, 0, -1) <= lengths[:, None]).long()
+    packed = torch.ones_like(ids).index_fill(1, torch.arange(20, 50), 2)
+    masks = (None, padded, packed)
+    whole = [generate(model, ids, 20, attention_mask=mask) for mask in masks]
+    monkeypatch.setattr("phase2.inference.PIECE", 10)  # 20 is where a document ends
+    for mask, expected in zip(masks, whole):
+        assert torch.equal(generate(model, ids, 20, attention_mask=mask), expected)
+    read = []
+    hook = model.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[1]))
+    generate(model, ids, 1, attention_mask=padded)
+    hook.remove()
+    assert read == [10] * 5 + [1]
+
+
+def test_generate_returns_the_state_to_go_on_from(model):
+    ids = prompts(2, 8)
+    written, state = generate(model, ids, 20, return_state=True)
+    assert state.position.tolist() == [28, 28]
+    with torch.no_grad():
+        expected = model(torch.cat((written, ids), dim=1))
+        found = model(ids, state=state)
+    torch.testing.assert_close(found, expected[:, 28:], atol=1e-4, rtol=1e-4)
+
+
 def test_memory_a_token_is_constant(model):
     def size(steps):
         def tokens():
@@ -327,6 +353,20 @@ def test_bits_per_byte_count_the_bytes_of_the_tokens():
     expected = unknown["loss"] * (len(ids) - 1) / math.log(2) / size
     for scores in (evaluate(wide, ids, chunk=7), evaluate(wide, text)):
         assert scores["bits_per_byte"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_bytes_do_not_depend_on_the_pieces(chunk):
+    """Characters of several tokens, and documents' ends, which count as one byte."""
+    text = "naïve 東京 🙂 " * 5
+    data = text_data([text, text], "bpe", vocab_size=262, held_out=0)
+    wide = create_phase2_model(d_model=16, n_layers=1, n_heads=1, vocab_size=262)
+    wide.tokenizer = data.tokenizer
+    ids = torch.cat((torch.tensor([ord("x")]), data.train.ids))
+    scores = evaluate(wide, ids, chunk=chunk)
+    assert data.train.size == 2 * len(text.encode()) + 1
+    nats = scores["loss"] * scores["tokens"]
+    assert scores["bits_per_byte"] == pytest.approx(nats / math.log(2) / data.train.size)
 
 
 def test_text_where_ids_are_wanted(model):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from phase2.training import (
     CheckpointError,
     TextWindows,
     TrainSettings,
+    as_tokenizer,
     batch_starts,
     bits_per_byte,
     parameter_groups,
@@ -389,7 +391,7 @@ def test_a_tokenizer_of_the_library_is_wrapped():
     again = text_data(TEXT, pairs.tokenizer)
     assert isinstance(again.tokenizer, type(pairs))
     library = pytest.importorskip("tokenizers")
-    with pytest.raises(ValueError, match="must have the token '<|end|>'"):
+    with pytest.raises(ValueError, match="must have a token that ends a document"):
         text_data(TEXT, library.Tokenizer(library.models.BPE()))
 
 
@@ -421,6 +423,29 @@ def test_byte_pairs_round_trip(pairs, text):
     ids = pairs.encode(text)
     assert pairs.decode(ids) == text
     assert pairs.end not in ids.tolist()
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_tokenizers_of_others_end_their_documents_in_their_own_way(end):
+    library = pytest.importorskip("tokenizers")
+    tokenizer = library.Tokenizer.from_str(train_bpe([TEXT], 300).tokenizer.to_str())
+    foreign = library.Tokenizer.from_str(tokenizer.to_str().replace(ENDS[0], end))
+    for wrapped in (foreign, SimpleNamespace(backend_tokenizer=foreign)):  # as `transformers` does
+        found = as_tokenizer(wrapped)
+        assert found.end == foreign.token_to_id(end)
+        assert found.decode(found.encode("two  words")) == "two  words"
+    none = library.Tokenizer.from_str(tokenizer.to_str().replace(ENDS[0], "<pad>"))
+    with pytest.raises(ValueError, match="a token that ends a document"):
+        as_tokenizer(none)
+
+
+def test_ids_beyond_the_vocabulary_are_refused_before_the_first_step():
+    class Odd(ByteTokenizer):
+        def encode(self, text):
+            return super().encode(text).int() + 200
+
+    with pytest.raises(ValueError, match="ids must be below vocab_size = 256, got"):
+        train(tiny(), text_data(TEXT, tokenizer=Odd()), **RUN)
 
 
 def test_byte_pairs_shorten_the_text_and_count_its_bytes():
