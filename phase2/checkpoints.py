@@ -43,11 +43,13 @@ __all__ = [
     "CARD",
     "Phase2HubModel",
     "put_in_place",
+    "check_sizes",
     "load",
     "plain_model",
     "to_hub",
     "save_pretrained",
     "from_pretrained",
+    "identity",
     "save_state",
     "load_state",
 ]
@@ -109,8 +111,9 @@ def read_config(path):
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: no JSON ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise CheckpointError(f"{path}: no JSON ({reason})") from error
     return parse_config(values, path)
 
 
@@ -306,15 +309,33 @@ def put_in_place(fresh, folder):
         (folder / "tokenizer.json").unlink(missing_ok=True)
 
 
+def check_sizes(config, weights, path):
+    """Refuse, with a CheckpointError, weights of other sizes than a configuration asks for.
+
+    Before a model is made, which might be one that no machine can hold.
+    """
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"{path}: weights must be a dict, got {type(weights).__name__}")
+    if "embedding.weight" not in weights:
+        raise CheckpointError(f"{path}: lacks embedding.weight, which the configuration asks for")
+    layers = {name.split(".")[1] for name in map(str, weights) if name.startswith("blocks.")}
+    if len(layers) != config.n_layers:
+        why = f"its configuration asks for {config.n_layers}"
+        raise CheckpointError(f"{path}: holds the weights of {len(layers)} layers, {why}")
+    shape = tuple(getattr(weights["embedding.weight"], "shape", ()))
+    if shape != (config.vocab_size, config.d_model):
+        why = f"its configuration asks for {(config.vocab_size, config.d_model)}"
+        raise CheckpointError(f"{path}: embedding.weight has shape {shape}, {why}")
+
+
 def load(cls, path):
     """A model of class `cls` from a file or folder, in evaluation mode, on the CPU."""
     if path.is_file():
         config, weights, tokenizer, source = *read_file(path), path
     else:
         config, weights, tokenizer, source = read_folder(path)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # making a model to fill it is no reason to draw numbers
+    check_sizes(config, weights, source)
+    with torch.random.fork_rng(devices=[]):  # a model to be filled is no reason to draw numbers
         model = cls(config, tokenizer)
     fit_weights(model, weights, source)
     return model.eval()
@@ -376,6 +397,13 @@ def from_pretrained(name, **download):
 
 
 # %% notebooks/11_checkpoints.ipynb#state
+def identity(model):
+    """A name for the weights of a model and its configuration, which its states belong to."""
+    model = plain_model(model)
+    config = json.dumps(model.config.to_dict(), sort_keys=True)
+    return hashlib.sha256(f"{digest(model.state_dict())}{config}".encode()).hexdigest()
+
+
 def save_state(path, state, model):
     """Keep what a model has read, in a file of safetensors, atomically.
 
@@ -387,17 +415,17 @@ def save_state(path, state, model):
     tensors = {"position": state.position}
     for i, layer in enumerate(state.layers):
         tensors |= {f"{i}.{name}": x.clone() for name, x in layer._asdict().items()}
-    write_weights(path, tensors, model=digest(plain_model(model).state_dict()))
+    write_weights(path, tensors, model=identity(model))
 
 
 def load_state(path, model):
     """What :func:`save_state` has kept, on the device of the model.
 
     Raises:
-        CheckpointError: cut short, damaged, no such file, or of a model with other weights.
+        CheckpointError: cut short, damaged, no such file, or of another model.
     """
     model = plain_model(model)
-    tensors = read_weights(path, model=digest(model.state_dict()))
+    tensors = read_weights(path, model=identity(model))
     device, layers = model.embedding.weight.device, range(model.config.n_layers)
     memories = (
         MemoryState(*(tensors[f"{i}.{name}"].to(device) for name in MemoryState._fields))

@@ -6,6 +6,7 @@ import pickle
 import random
 import shutil
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
@@ -287,8 +288,10 @@ def test_any_flipped_bit_in_the_weights_is_found(model, tmp_path_factory, data):
     "edit, words",
     [
         (lambda c: c | {"d_model": 32}, ["model.safetensors", "shape (300, 16)", "(300, 32)"]),
-        (lambda c: c | {"n_layers": 3}, ["model.safetensors", "lacks blocks.2."]),
-        (lambda c: c | {"n_layers": 1}, ["model.safetensors", "has blocks.1."]),
+        (lambda c: c | {"n_layers": 3}, ["model.safetensors", "weights of 2 layers", "asks for 3"]),
+        (lambda c: c | {"n_layers": 1}, ["model.safetensors", "weights of 2 layers", "asks for 1"]),
+        (lambda c: c | {"d_model": 2**40}, ["model.safetensors", "asks for (300, 1099511627776)"]),
+        (lambda c: c | {"n_layers": 10**9}, ["model.safetensors", "asks for 1000000000"]),
         (lambda c: c | {"hebian_eta": 1}, ["config.json", "'hebian_eta'", "'hebbian_eta'"]),
         (lambda c: c | {"dt": "fast"}, ["config.json", "dt must be a number"]),
         (lambda c: c | {"vocab_size": 270}, ["tokenizer.json", "300 tokens", "270"]),
@@ -302,7 +305,7 @@ def test_files_that_do_not_fit(folder, edit, words):
     refused(folder, *words)
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe", b"not json"])
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe", b"not json", b"[" * 100_000])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_json_that_is_none(folder, name, raw):
     (folder / name).write_bytes(raw)
@@ -417,8 +420,11 @@ def test_a_state_comes_back_for_its_model_and_no_other(model, tmp_path):
                 assert all(map(torch.equal, ours, theirs))
             assert torch.equal(model(ids, found), model(ids, state))
     other = create_phase2_model(config=model.config)
-    with pytest.raises(CheckpointError, match="read.safetensors: not of this model"):
-        load_state(path, other)
+    quicker = create_phase2_model(config=replace(model.config, dt=0.5))
+    quicker.load_state_dict(model.state_dict())
+    for stranger in (other, quicker):
+        with pytest.raises(CheckpointError, match="read.safetensors: not of this model"):
+            load_state(path, stranger)
     save_pretrained(model, tmp_path)
     with pytest.raises(CheckpointError, match="model.safetensors: not of this model"):
         load_state(tmp_path / "model.safetensors", model)
