@@ -44,7 +44,7 @@ __all__ = [
     "Report",
     "save",
     "plain",
-    "LOOKS",
+    "SNAPSHOTS",
     "diagnose",
     "PLACES",
     "REACH",
@@ -73,12 +73,12 @@ __all__ = [
 # %% notebooks/10_diagnostics.ipynb#observe
 @torch.no_grad()
 def observe(model, ids, piece):
-    """Read a text in pieces and look at the memories after each.
+    """Read a text in pieces and take a snapshot of the memories after each.
 
     Args:
         model: Phase2IntegratedModel.
         ids: token ids, a list, a 1-D tensor or array.
-        piece: tokens between two looks.
+        piece: tokens between two snapshots.
 
     Returns:
         Iterator of the number of tokens read so far, the diagnostics of
@@ -93,22 +93,22 @@ def observe(model, ids, piece):
 
 # %% notebooks/10_diagnostics.ipynb#snapshot
 def snapshot(seen, state):
-    """One look at every layer, in plain numbers.
+    """One snapshot of every layer, in plain numbers.
 
     Args:
         seen, state: from :func:`observe`, of one row.
 
     Returns:
         A dict for each layer, with the names of `seen`: `gamma_values` has the mean Γ of each head
-        over the piece, `stability_metrics` also `energy_by_head` and `bound_by_head`, E and the
-        most it can be.
+        over the piece, `stability_metrics` also `energy_by_head` and `energy_bound_by_head`,
+        E and the most it can be.
     """
     looks = []
     for layer, memory in enumerate(state.layers):
         look = {name: numbers(seen[name][layer]) for name in seen if name != "gamma_values"}
         look["gamma_values"] = seen["gamma_values"][layer][0].mean(0).tolist()
         look["stability_metrics"]["energy_by_head"] = energy(memory.fast_weights)[0].tolist()
-        look["stability_metrics"]["bound_by_head"] = memory.bound[0].square().tolist()
+        look["stability_metrics"]["energy_bound_by_head"] = memory.bound[0].square().tolist()
         looks.append(look)
     return looks
 
@@ -205,6 +205,7 @@ def forgetting(model, state, ids, lags):
     every, state = model.config.consolidate_every, halved(state)
     first, sizes = differences(state), []
     looks = range(-int(state.position[0]) % every, lags[-1], every)
+    # read up to each look, so that the controller finds equal coherences there
     for start, stop in pairwise(sorted({0, *lags, *looks})):
         part = ids[None, start:stop].expand(len(state.position), -1)
         _, state = model(part, equally_driven(state), return_state=True)
@@ -356,10 +357,10 @@ class Report:
     Attributes:
         model_config: the configuration, by field.
         model_statistics: `num_parameters` and `num_layers`.
-        tokens: tokens read before each look.
+        tokens: tokens read before each snapshot.
         diagnostics: lists, an entry a layer, named as the model's own. `gamma_values`: mean Γ of
-            each head, for each look; `snr_stats`, `resonance_info`, `stability_metrics`: their
-            numbers, a list over looks, and at the end `diag_energy` and `mask`, (H, D).
+            each head, for each snapshot; `snr_stats`, `resonance_info`, `stability_metrics`: their
+            numbers, a list over snapshots, and at the end `diag_energy` and `mask`, (H, D).
         memory: for each layer, lists over heads: `effective_rank` at the end, and in tokens
             `window` from Γ and `measured_window`, and over how many tokens that was `followed`.
     """
@@ -404,7 +405,7 @@ def plain(value):
 
 
 # %% notebooks/10_diagnostics.ipynb#diagnose
-LOOKS = 128  # about as many as a figure can show
+SNAPSHOTS = 128  # about as many as a figure can show
 
 
 def diagnose(model, text, encode=None, piece=None):
@@ -414,7 +415,7 @@ def diagnose(model, text, encode=None, piece=None):
         model: Phase2IntegratedModel.
         text: a string, a file (Path), or token ids (a list or 1-D tensor); at least two tokens.
         encode: function from a string to token ids; None takes the tokenizer of the model.
-        piece: tokens between two looks; None takes 16, or a 128th of a long text.
+        piece: tokens between two snapshots; None takes 16, or a 128th of a long text.
 
     Returns:
         Report.
@@ -431,7 +432,7 @@ def diagnose(model, text, encode=None, piece=None):
     allowed, meaning = whole(1)
     if piece is not None and not allowed(piece):
         raise ValueError(f"piece must be {meaning}, got {piece!r}")
-    piece = min(piece or max(16, -(-len(ids) // LOOKS)), -(-len(ids) // 2))  # two looks at least
+    piece = min(piece or max(16, -(-len(ids) // SNAPSHOTS)), -(-len(ids) // 2))  # two at least
     looks, places = {}, {}
     for read, seen, state in observe(model, ids, piece):
         looks[read] = snapshot(seen, state)
@@ -447,7 +448,7 @@ REACH = 512  # tokens over which it is
 
 
 def is_place(read, piece, length):
-    """Is this look the first after one of the places, spread over the first half of a text?"""
+    """Is this snapshot the first after one of the places, spread over the first half of a text?"""
     passed = [2 * PLACES * n // length for n in (read - piece, read)]
     return passed[1] > passed[0] and 2 * read <= length + 1
 
@@ -523,7 +524,7 @@ def table(report):
     found, memories, layers = report.diagnostics, [], []
     for layer, memory in enumerate(report.memory):
         stability = found["stability_metrics"][layer]
-        ends = [stability[f"{name}_by_head"][-1] for name in ("energy", "bound")]
+        ends = [stability[f"{name}_by_head"][-1] for name in ("energy", "energy_bound")]
         followed, windows = memory["followed"], memory["measured_window"]
         windows = [f"~ {x:.3g}" if x and x > followed else x for x in windows]
         rows = zip(memory["window"], windows, memory["effective_rank"], *ends)
@@ -548,7 +549,7 @@ def layer_color(layer, layers):
 
 
 def by_layer(axes, report, series, **style):
-    """One line over the text for each layer; series(layer) is a list over looks."""
+    """One line over the text for each layer; series(layer) is a list over snapshots."""
     layers = len(report.memory)
     for layer in range(layers):
         values = [math.nan if value is None else value for value in series(layer)]
@@ -595,7 +596,7 @@ def draw_energy(axes, report):
         return lambda layer: [None if None in look else sum(look) for look in looks[layer]]
 
     by_layer(axes, report, total("energy"))
-    by_layer(axes, report, total("bound"), ls="--", lw=1)
+    by_layer(axes, report, total("energy_bound"), ls="--", lw=1)
     axes.set(yscale="log", ylabel="energy; dashed: bound")
 
 
@@ -613,7 +614,7 @@ def draw_resonance(axes, report):
 
 
 def draw_stable(axes, report):
-    """Share of looks at which the energy of a memory did not rise."""
+    """Share of snapshots at which a memory has no more energy than after its last look."""
     layers = report.diagnostics["stability_metrics"]
     ratios = [mean(layer["stable_ratio"]) or 0 for layer in layers]
     colors = [layer_color(layer, len(layers)) for layer in range(len(layers))]

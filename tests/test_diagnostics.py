@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from phase2.diagnostics import (
-    LOOKS,
+    SNAPSHOTS,
     decaying_rank,
     diagnose,
     doubling,
@@ -135,7 +135,7 @@ def test_snapshots_become_series(model, ids):
 
 def test_report_has_the_shapes_it_says(report, model):
     looks, layers, heads, dim = len(report.tokens), 2, 2, 16
-    assert report.tokens[-1] == 500 and looks <= LOOKS + 1
+    assert report.tokens[-1] == 500 and looks <= SNAPSHOTS + 1
     assert Phase2Config.from_dict(report.model_config) == model.config
     statistics = model.get_statistics()
     assert report.model_statistics == {x: statistics[x] for x in ("num_parameters", "num_layers")}
