@@ -157,7 +157,7 @@ def test_report_has_the_shapes_it_says(report, model):
 
 def test_energy_stays_below_its_bound_in_every_head_at_every_look(report):
     for layer in report.diagnostics["stability_metrics"]:
-        energies, bounds = (torch.tensor(layer[f"{x}_by_head"]) for x in ("energy", "bound"))
+        energies, bounds = (torch.tensor(layer[f"{x}_by_head"]) for x in ("energy", "energy_bound"))
         assert (energies > 0).all() and (energies <= 1.0001 * bounds).all()
         assert (bounds / energies).max() > 2  # and not because the two are the same
 
