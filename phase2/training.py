@@ -59,6 +59,7 @@ __all__ = [
     "look_inside",
     "train_step",
     "check_run",
+    "warn_of_another",
     "prepare",
     "held_out_bits",
     "copy_weights",
@@ -88,10 +89,13 @@ __all__ = [
     "record",
     "summary",
     "progress_bar",
+    "where_saved",
     "run_steps",
     "train",
     "to_settings",
+    "unwrap",
     "finish",
+    "run_to_the_end",
 ]
 
 
@@ -108,6 +112,8 @@ class ByteTokenizer:
 
     def encode(self, text):
         """A str or bytes -> ids, (N,) uint8."""
+        if not isinstance(text, str | bytes | bytearray):  # bytearray(3) would be three zeros
+            raise TypeError(f"text must be str or bytes, got {type(text).__name__}")
         raw = bytearray(text.encode() if isinstance(text, str) else text)
         return (
             torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
@@ -116,7 +122,8 @@ class ByteTokenizer:
     def decode(self, ids):
         """Ids -> str; what is no UTF-8, or no byte, becomes the replacement character."""
         ids = torch.as_tensor(ids).flatten().tolist()
-        return bytes(min(i, 255) for i in ids).decode(errors="replace")  # 255 is in no UTF-8
+        known = (i if 0 <= i < 256 else 255 for i in ids)  # 255 is in no UTF-8
+        return bytes(known).decode(errors="replace")
 
 
 # %% notebooks/08_training.ipynb#need
@@ -160,6 +167,8 @@ class BPETokenizer:
     """
 
     def __init__(self, tokenizer):
+        tokenizer = type(tokenizer).from_str(tokenizer.to_str())  # a copy: that of others stays
+        tokenizer.no_truncation(), tokenizer.no_padding()  # text is all of the text
         tokenizer.encode_special_tokens = True  # "<|end|>" in a text is seven letters, not an end
         ends = [
             tokenizer.token_to_id(end) for end in ENDS if tokenizer.token_to_id(end) is not None
@@ -208,16 +217,17 @@ def train_bpe(documents, vocab_size):
 
 # %% notebooks/08_training.ipynb#documents
 def read_documents(texts):
-    """A text, a path, or a list of them -> list of bytes, one a document.
+    """A text (str, bytes), a path, or a list of them -> list of bytes, one a document.
 
     Raises:
         ValueError: there is no text, or a text that is the name of a file.
     """
-    texts = [texts] if isinstance(texts, str | os.PathLike) else list(texts)
+    texts = [texts] if isinstance(texts, str | bytes | os.PathLike) else list(texts)
     for text in texts:
         if isinstance(text, str) and len(text) < 1000 and os.path.isfile(text):
             raise ValueError(f"{text!r} is the text itself; to read that file, give a Path")
-    read = [t.encode() if isinstance(t, str) else Path(t).read_bytes() for t in texts]
+    texts = [text.encode() if isinstance(text, str) else text for text in texts]
+    read = [text if isinstance(text, bytes) else Path(text).read_bytes() for text in texts]
     if not any(read):
         raise ValueError("texts must hold some text, got none")
     return [document for document in read if document]
@@ -293,7 +303,7 @@ def text_data(texts, tokenizer="bytes", vocab_size=1024, held_out=0.1):
     """Read texts, hold out their end, and turn them into numbers.
 
     Args:
-        texts: a text (str), a file (Path), or a list of them; several are read as documents.
+        texts: a text (str, bytes), a file (Path), or a list of them; several are read as documents.
         tokenizer: "bytes", "bpe" to learn byte pairs from the training part, or see
             :func:`as_tokenizer`.
         vocab_size: number of tokens of "bpe".
@@ -477,7 +487,7 @@ class Run:
     @property
     def plain_model(self):
         """The model itself, out of the wrapping that shares it among processes."""
-        return self.accelerator.unwrap_model(self.model)
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
 
 # %% notebooks/08_training.ipynb#pieces
@@ -615,9 +625,25 @@ def check_run(config, data, settings, accelerator):
         raise ValueError(f"accelerator must use float32 or bf16 and whole models, got {got}")
 
 
+# %% notebooks/08_training.ipynb#prepare
+def warn_of_another(tokenizer, model):
+    """Warn if a model that was trained with one tokenizer is to be trained with another."""
+    before = getattr(model, "tokenizer", None)
+    names = [
+        t.tokenizer.to_str() if isinstance(t, BPETokenizer) else type(t)
+        for t in (before, tokenizer)
+    ]
+    if before is not None and names[0] != names[1]:
+        message = "the model has another tokenizer than the text, and gets that of the text"
+        warnings.warn(f"{message}; to keep it, text_data(…, model.tokenizer)", stacklevel=4)
+
+
 def prepare(model, data, settings, accelerator, folder=None):
     """A Run at step 0: the model on its device and with its tokenizer, AdamW over its groups."""
+    if not isinstance(data, TextData):
+        raise TypeError(f"data must be TextData, from text_data(…), got {type(data).__name__}")
     check_run(model.config, data, settings, accelerator)
+    warn_of_another(data.tokenizer, model)
     model.tokenizer = data.tokenizer
     groups = parameter_groups(model, settings.weight_decay)
     rates = {"lr": settings.learning_rate, "betas": (0.9, 0.95)}
@@ -791,6 +817,7 @@ def snapshot(run, rng):
         "train_loss": run.history[-1]["loss"] if run.history else None,
         "optimizer_state_dict": run.optimizer.state_dict(),
         "step": run.step,
+        "precision": run.accelerator.mixed_precision,
         "settings": asdict(run.settings),
         "data": fingerprint(run.data),
         "rng": rng,
@@ -804,6 +831,7 @@ def save_run(run):
     if run.accelerator.is_main_process:
         state = snapshot(run, rng)
         write_atomically(run.folder / CHECKPOINT, lambda file: torch.save(state, file))
+        (run.folder / MODEL).unlink(missing_ok=True)  # of this run as it was when it had ended
     run.accelerator.wait_for_everyone()
 
 
@@ -832,6 +860,9 @@ def resume_run(run):
             if changed := differences(state[part], values):
                 why = f"a run goes on as it began, but {part} changed: {changed}"
                 raise CheckpointError(f"{path}: {why}; or start a new run from its model")
+        precision = {"precision": run.accelerator.mixed_precision}
+        if changed := differences({"precision": state["precision"]}, precision):
+            raise CheckpointError(f"{path}: a run goes on as it began, but {changed}")
         if state["data"] != fingerprint(run.data):
             raise CheckpointError(f"{path}: from a run on another text")
         history = read_history(run.folder / HISTORY, state["step"])
@@ -852,7 +883,7 @@ def read_history(path, steps):
     """The first `steps` lines of a log, one dict each; later lines are cut off the file.
 
     Raises:
-        CheckpointError: there are fewer, or one is no JSON.
+        CheckpointError: there are fewer, or one is no JSON, or not of its step.
     """
     lines = path.read_text().splitlines() if path.exists() else []
     if len(lines) < steps:
@@ -861,6 +892,9 @@ def read_history(path, steps):
         history = [json.loads(line) for line in lines[:steps]]
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error
+    for step, entry in enumerate(history, start=1):
+        if not isinstance(entry, dict) or entry.get("step") != step:
+            raise CheckpointError(f"{path}: damaged, line {step} is not of step {step}")
     return history
 
 
@@ -938,15 +972,17 @@ def begin(run, resume):
     """Start or go on in the folder of a run, if it has one.
 
     Raises:
-        FileExistsError: a run is there, and `resume` is False; or a model without its run.
+        FileExistsError: something of a run is there, and `resume` is False; or a model without
+            its run.
     """
     if run.folder is None:
         return
     path, model = run.folder / CHECKPOINT, run.folder / MODEL
-    if path.exists() and not resume:
-        raise FileExistsError(f"{path} exists: resume, or choose another folder")
     if model.exists() and not path.exists():  # its tokenizer would be replaced
         raise FileExistsError(f"{model} exists, without its run: choose another folder")
+    for file in (path, run.folder / HISTORY, run.folder / "tokenizer.json"):
+        if file.exists() and not resume:
+            raise FileExistsError(f"{file} exists: resume, or choose another folder")
     if path.exists():
         resume_run(run)
     run.accelerator.wait_for_everyone()  # all have read before one writes
@@ -985,6 +1021,11 @@ def progress_bar(run, visible):
 
 
 # %% notebooks/08_training.ipynb#loop
+def where_saved(run):
+    """Where a run is, in words."""
+    return f"saved in {run.folder}" if run.folder else "not saved"
+
+
 def run_steps(run, interruption, progress=True, on_step=None):
     """Train until the last step, until patience ends, or until asked to stop."""
     settings = run.settings
@@ -1002,9 +1043,8 @@ def run_steps(run, interruption, progress=True, on_step=None):
                 on_step(entry)
             if run.folder and (last or run.stopping or run.step % settings.save_every == 0):
                 save_run(run)
-            if run.stopping:
-                where = f"saved in {run.folder}" if run.folder else "not saved"
-                interruption.leave(f"stopped after step {run.step}, {where}")
+            if run.stopping and not last:
+                interruption.leave(f"stopped after step {run.step}, {where_saved(run)}")
 
 
 # %% notebooks/08_training.ipynb#train
@@ -1044,9 +1084,7 @@ def train(
     folder = Path(out) if out else None
     run = prepare(model, data, to_settings(settings, values), accelerator, folder)
     begin(run, resume)
-    with Interruption() as interruption, repeatable(accelerator.device):
-        run_steps(run, interruption, progress, on_step)
-    finish(run)
+    run_to_the_end(run, progress, on_step)
     return run.history
 
 
@@ -1055,13 +1093,35 @@ def to_settings(settings, values):
     """TrainSettings from one, or from its fields by name, but not from both."""
     if settings is not None and values:
         raise ValueError(f"give settings or its fields, not both; got both, {', '.join(values)}")
+    if not isinstance(settings, TrainSettings | None):
+        raise TypeError(f"settings must be TrainSettings, got {type(settings).__name__}")
     check_keys(values, list(TrainSettings.__dataclass_fields__))
     return settings or TrainSettings(**values)
 
 
+def unwrap(run):
+    """The model alone, for good: it computes in its own precision again, and can be pickled."""
+    options = {"keep_fp32_wrapper": False, "keep_torch_compile": False}
+    model = run.accelerator.unwrap_model(run.model, **options)
+    vars(model).pop("forward", None)  # of Accelerate, in the place of the method
+    return model
+
+
 def finish(run):
     """Leave the model plain, with its best weights."""
-    model = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
+    model = unwrap(run)
     if run.best:
         model.load_state_dict(run.best["weights"])
     model.eval()
+
+
+def run_to_the_end(run, progress, on_step):
+    """:func:`run_steps`, after which the model is plain again, whatever has happened."""
+    with Interruption() as interruption, repeatable(run.accelerator.device):
+        try:
+            run_steps(run, interruption, progress, on_step)
+        finally:
+            unwrap(run)
+    finish(run)
+    if interruption.signal is not None:  # it came in the last step
+        interruption.leave(f"stopped after step {run.step}, the last one, {where_saved(run)}")
