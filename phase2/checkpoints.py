@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from phase2.consolidation import MemoryState
-from phase2.model import Phase2Config, Phase2IntegratedModel, Phase2State
+from phase2.model import Phase2Config, Phase2IntegratedModel, Phase2State, check_state
 from phase2.training import (
     CHECKPOINT,
     MODEL,
@@ -42,6 +42,7 @@ __all__ = [
     "locate",
     "CARD",
     "Phase2HubModel",
+    "check_options",
     "put_in_place",
     "check_sizes",
     "load",
@@ -195,9 +196,11 @@ def read_file(path):
             why = "which a checkpoint needs: weights alone do not say of which model"
             raise CheckpointError(f"{path}: has no {key!r}, {why}")
     config, best = parse_config(state["config"], path), state.get("best")
-    weights = best.get("weights") if isinstance(best, dict) else state["model_state_dict"]
-    own_folder = path.name == CHECKPOINT  # of a run: its tokenizer is beside it
-    return config, weights, read_tokenizer(path.parent, config) if own_folder else ByteTokenizer()
+    of_a_run = isinstance(best, dict) and "weights" in best
+    weights = best["weights"] if of_a_run else state["model_state_dict"]
+    # the tokenizer is beside it; one of bytes needs none
+    bytes_only = not of_a_run and config.vocab_size <= ByteTokenizer.vocab_size
+    return config, weights, ByteTokenizer() if bytes_only else read_tokenizer(path.parent, config)
 
 
 def read_folder(folder):
@@ -278,6 +281,7 @@ class Phase2HubModel(
 
     def save_pretrained(self, save_directory, **options):
         """See :func:`save_pretrained`."""
+        check_options(options)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         options.setdefault("repo_id", folder.name)
@@ -298,7 +302,15 @@ class Phase2HubModel(
         return load(cls, locate(pretrained_model_name_or_path, **download))
 
 
-# %% notebooks/11_checkpoints.ipynb#load
+# %% notebooks/11_checkpoints.ipynb#put-in-place
+def check_options(options):
+    """Refuse, with a TypeError, an option that neither saving nor pushing has."""
+    methods = _Mixin.save_pretrained, _Mixin.push_to_hub
+    known = {name for method in methods for name in inspect.signature(method).parameters}
+    if unknown := options.keys() - known:
+        raise TypeError(f"unknown option {min(unknown)!r}")
+
+
 def put_in_place(fresh, folder):
     """Move the files of a finished save to where they belong; a README already there stays."""
     names = sorted(file.name for file in fresh.iterdir())
@@ -309,6 +321,7 @@ def put_in_place(fresh, folder):
         (folder / "tokenizer.json").unlink(missing_ok=True)
 
 
+# %% notebooks/11_checkpoints.ipynb#load
 def check_sizes(config, weights, path):
     """Refuse, with a CheckpointError, weights of other sizes than a configuration asks for.
 
@@ -368,7 +381,7 @@ def save_pretrained(model, folder, tokenizer=None, **options):
         options: of the Hub's mixin: `push_to_hub`, `repo_id`, `private`, …
 
     Raises:
-        TypeError: another tokenizer, which cannot be saved.
+        TypeError: another tokenizer, which cannot be saved; or no such option.
         ValueError: the tokenizer has more tokens than the model knows.
     """
     if tokenizer is not None:
@@ -401,7 +414,8 @@ def identity(model):
     """A name for the weights of a model and its configuration, which its states belong to."""
     model = plain_model(model)
     config = json.dumps(model.config.to_dict(), sort_keys=True)
-    return hashlib.sha256(f"{digest(model.state_dict())}{config}".encode()).hexdigest()
+    weights = {name: weight.float() for name, weight in model.state_dict().items()}  # as loaded
+    return hashlib.sha256(f"{digest(weights)}{config}".encode()).hexdigest()
 
 
 def save_state(path, state, model):
@@ -411,13 +425,18 @@ def save_state(path, state, model):
         path: the file.
         state: Phase2State.
         model: Phase2IntegratedModel that has read it.
+
+    Raises:
+        ValueError: the state is of a model of another size.
     """
+    check_state(state, len(state.position), model.config)
     tensors = {"position": state.position}
     for i, layer in enumerate(state.layers):
         tensors |= {f"{i}.{name}": x.clone() for name, x in layer._asdict().items()}
     write_weights(path, tensors, model=identity(model))
 
 
+# %% notebooks/11_checkpoints.ipynb#load-state
 def load_state(path, model):
     """What :func:`save_state` has kept, on the device of the model.
 

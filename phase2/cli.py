@@ -7,7 +7,9 @@ Written by hand, over the functions of the package. Torch is imported by the com
 from __future__ import annotations
 
 import functools
+import io
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -75,6 +77,9 @@ Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. [defaul
 
 def main() -> None:
     """Run the command line; the entry point of the script ``phase2``."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that a terminal lacks is no reason
+            stream.reconfigure(errors="replace")  # to lose a model's work, or a session
     app()
 
 
@@ -169,7 +174,7 @@ def train(
 
     Several GPUs: torchrun --nproc_per_node 4 -m phase2 train --text my.txt
     """
-    from phase2.training import TrainSettings
+    from phase2.training import CHECKPOINT, TrainSettings
 
     # parameters are read from here, by name: --resume can change where they come from
     options = remembered(context) if resume else dict(context.params)
@@ -179,9 +184,12 @@ def train(
         name: options[name] for name in TrainSettings.__dataclass_fields__ if name in options
     }
     try:
-        run_training(TrainSettings(**settings), options, out, resume)
+        run_training(context, TrainSettings(**settings), options, out, resume)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"{stop}; go on with: phase2 train --resume --out {out}") from stop
+        if not (out / CHECKPOINT).exists():
+            raise KeyboardInterrupt("interrupted, nothing was saved") from stop
+        again = f"go on with: phase2 train --resume --out {shlex.quote(str(out))}"
+        raise KeyboardInterrupt(f"{stop or 'interrupted'}; {again}") from stop
 
 
 def remembered(context: typer.Context) -> dict[str, Any]:
@@ -203,7 +211,7 @@ def remembered(context: typer.Context) -> dict[str, Any]:
     return now
 
 
-def beginning(options: dict[str, Any], seed: int):
+def beginning(context: typer.Context, options: dict[str, Any], seed: int):
     """The model to train, new or that of --init, and the texts, tokenized for it."""
     import torch
 
@@ -213,8 +221,11 @@ def beginning(options: dict[str, Any], seed: int):
 
     texts, held_out = options["text"], options["held_out"]
     if options["init"]:
-        if options["set_"]:
-            raise ValueError("--init brings its own configuration: leave out --set")
+        source = context.get_parameter_source
+        for name in ("set_", "preset", "tokenizer", "vocab_size"):
+            if source(name).name != "DEFAULT":
+                option = name.strip("_").replace("_", "-")
+                raise ValueError(f"--init brings its own configuration: leave out --{option}")
         model = from_pretrained(options["init"])
         return model, text_data(texts, model.tokenizer, held_out=held_out)
     tokenizer = options["tokenizer"]
@@ -226,20 +237,21 @@ def beginning(options: dict[str, Any], seed: int):
     return create_phase2_model(preset=options["preset"], **values), data
 
 
-def run_training(settings, options, out, resume) -> None:
+def run_training(context, settings, options, out, resume) -> None:
     """Train a model, save it as a folder of the Hub's form, and say how it went."""
     from phase2.checkpoints import save_pretrained
     from phase2.training import CHECKPOINT, MODEL, need, write_atomically
     from phase2.training import train as train_model
 
-    model, data = beginning(options, settings.seed)
+    model, data = beginning(context, options, settings.seed)
     accelerator = need("accelerate").Accelerator(
         mixed_precision=options["precision"], cpu=options["cpu"]
     )
     if accelerator.is_main_process and not any((out / x).exists() for x in (CHECKPOINT, MODEL)):
         if resume:
             typer.echo(f"phase2: there is no run in {out} to resume; starting one", err=True)
-        chosen = json.dumps(options, default=str, indent=2)
+        texts = [str(path.absolute()) for path in options["text"]]  # wherever it is resumed from
+        chosen = json.dumps({**options, "text": texts}, default=str, indent=2)
         write_atomically(out / OPTIONS, lambda file: file.write(chosen.encode()))
     history = train_model(model, data, settings, out=out, resume=resume, accelerator=accelerator)
     if accelerator.is_main_process:
@@ -359,6 +371,8 @@ def diagnose(
     for path in (out, json or out):
         if not path.parent.is_dir():  # now, not after the work
             raise FileNotFoundError(2, "no such folder", str(path.parent))
+        if path.is_dir():
+            raise IsADirectoryError(21, "is a folder, not a file", str(path))
     if json == out:
         raise ValueError(f"--out and --json must be two files, got {out} twice")
     model = load(checkpoint, device)

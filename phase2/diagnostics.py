@@ -307,20 +307,22 @@ def recall(model, ids, layer, head, key=None, top=5):
         Recall.
 
     Raises:
-        TypeError, ValueError: `ids` are none; a layer, head, position or key does not exist.
+        TypeError, ValueError: `ids` are none; a layer, head, position or key does not exist;
+            `top` is below 1.
     """
     ids = as_ids(ids, model.embedding.weight.device)
-    check_recall(model.config, len(ids), layer, head, key)
+    check_recall(model.config, len(ids), layer, head, key, top)
     trace = traces(model, ids, layer)
     key = trace.q[-1, head] if key is None else trace.k[key, head] if isinstance(key, int) else key
-    answer = trace.fast_weights[head].mT @ key.float()  # (D,)
-    similarity = torch.cosine_similarity(answer, trace.v[:, head].float(), dim=-1)  # (N,)
+    memory = trace.fast_weights[head]
+    answer = memory.mT @ key.to(memory)  # (D,)
+    similarity = torch.cosine_similarity(answer, trace.v[:, head].to(memory), dim=-1)  # (N,)
     similarity, positions = similarity.topk(min(top, len(ids)))
     return Recall(answer, positions, similarity, votes(model, layer, head, answer))
 
 
 # %% notebooks/10_diagnostics.ipynb#recall-helpers
-def check_recall(config, length, layer, head, key):
+def check_recall(config, length, layer, head, key, top):
     """Refuse a memory or a key that does not exist.
 
     Raises:
@@ -332,13 +334,16 @@ def check_recall(config, length, layer, head, key):
     wanted = {"layer": (layer, config.n_layers), "head": (head, config.n_heads)}
     if isinstance(key, int):
         wanted["key"] = (key, length)
-    elif key is not None and tuple(key.shape) != (dim,):
-        raise ValueError(
-            f"key must be a position, None or of shape ({dim},), got {tuple(key.shape)}"
-        )
+    elif key is not None and not (torch.is_tensor(key) and key.shape == (dim,)):
+        got = tuple(key.shape) if torch.is_tensor(key) else type(key).__name__
+        raise ValueError(f"key must be a position, None or a tensor of shape ({dim},), got {got}")
     for name, (value, limit) in wanted.items():
         if not (whole(0)[0](value) and value < limit):
             raise ValueError(f"{name} must be an integer from 0 to {limit - 1}, got {value!r}")
+
+    allowed, meaning = whole(1)
+    if not allowed(top):
+        raise ValueError(f"top must be {meaning}, got {top!r}")
 
 
 def votes(model, layer, head, answer):
@@ -414,7 +419,8 @@ def diagnose(model, text, encode=None, piece=None):
     Args:
         model: Phase2IntegratedModel.
         text: a string, a file (Path), or token ids (a list or 1-D tensor); at least two tokens.
-        encode: function from a string to token ids; None takes the tokenizer of the model.
+        encode: function from a string, or the bytes of a file, to token ids; None takes the
+            tokenizer of the model.
         piece: tokens between two snapshots; None takes 16, or a 128th of a long text.
 
     Returns:
@@ -425,7 +431,7 @@ def diagnose(model, text, encode=None, piece=None):
     """
     if isinstance(text, str | os.PathLike):
         (document,) = read_documents(text)
-        text = (encode or tokenizer_of(model).encode)(document.decode(errors="replace"))
+        text = (encode or tokenizer_of(model).encode)(text if isinstance(text, str) else document)
     ids = as_ids(text, model.embedding.weight.device)
     if len(ids) < 2:
         raise ValueError(f"text must be at least two tokens, got {len(ids)}")

@@ -2,12 +2,13 @@
 """Inference."""
 
 import math
+import os
 from itertools import chain, count, groupby
 
 import torch
 
 from phase2.model import check_input, real, whole
-from phase2.training import ByteTokenizer
+from phase2.training import ByteTokenizer, as_tokenizer, read_documents
 
 __all__ = [
     "choose_token",
@@ -24,8 +25,10 @@ __all__ = [
     "BYTES",
     "tokenizer_of",
     "stream_text",
+    "follow",
     "generate_text",
     "surprisals",
+    "surprisal_pieces",
     "bytes_predicted",
     "evaluate",
     "interact",
@@ -219,7 +222,7 @@ def as_ids(ids, device=None):
     """
     if isinstance(ids, str | bytes):
         raise TypeError(f"ids must be integers, got {type(ids).__name__}: encode the text first")
-    ids = torch.as_tensor(ids, device=device)
+    ids = (ids if torch.is_tensor(ids) else torch.tensor(ids)).to(device)
     if ids.dim() != 1 or (ids.is_floating_point() and len(ids)):
         raise ValueError(
             f"ids must be integers of shape (N,), got {tuple(ids.shape)} of {ids.dtype}"
@@ -259,11 +262,12 @@ def tokenizer_of(model):
 
     Raises:
         ValueError: it has none, and knows more tokens than there are bytes.
+        TypeError: it is none, see :func:`phase2.training.as_tokenizer`.
     """
     tokenizer, size = getattr(model, "tokenizer", None), model.config.vocab_size
     if tokenizer is None and size > BYTES.vocab_size:
         raise ValueError(f"model has no tokenizer for its {size} tokens: set model.tokenizer")
-    return tokenizer or BYTES
+    return BYTES if tokenizer is None else as_tokenizer(tokenizer)
 
 
 # %% notebooks/09_inference.ipynb#text
@@ -281,7 +285,7 @@ def stream_text(tokens, decode=BYTES.decode, stop_token=None):
     Raises:
         ValueError: there are several tokens at once, of a batch; see :func:`generate_text`.
     """
-    pending, shown = [], 0
+    before, pending, shown = [], [], 0
     for token in tokens:
         if torch.is_tensor(token) and token.numel() != 1:
             raise ValueError(f"tokens must come one by one, got {token.numel()} at once")
@@ -289,13 +293,21 @@ def stream_text(tokens, decode=BYTES.decode, stop_token=None):
         if token == stop_token:
             continue
         pending.append(token)
-        text = decode(pending)
+        text = follow(before, pending, decode)
         done = text.removesuffix("\ufffd")  # only the last character can be unfinished
         if len(done) > shown:
             yield done[shown:]
-        pending, shown = ([], 0) if done == text else (pending, len(done))
+        if done == text:
+            before, pending, shown = pending, [], 0
+        else:
+            shown = len(done)
     if pending:
-        yield decode(pending)[shown:]
+        yield follow(before, pending, decode)[shown:]
+
+
+def follow(before, tokens, decode):
+    """The text of some tokens after others: some tokenizers drop a space where a text begins."""
+    return decode([*before, *tokens])[len(decode(before)) if before else 0 :]
 
 
 # %% notebooks/09_inference.ipynb#generate-text
@@ -304,7 +316,7 @@ def generate_text(model, prompts, max_new_tokens, **options):
 
     Args:
         model: Phase2IntegratedModel, with a `tokenizer` or of bytes.
-        prompts: a str, or a list of them, none empty.
+        prompts: a str (or bytes), or a list of them, none empty.
         max_new_tokens: see :func:`stream`.
         options: all others of :func:`stream`, by name; a row ends at the `end` of the tokenizer
             if there is no other `stop_token`.
@@ -315,7 +327,9 @@ def generate_text(model, prompts, max_new_tokens, **options):
     Raises:
         TypeError, ValueError: see :func:`stream`, :func:`pad_left` and :func:`tokenizer_of`.
     """
-    tokenizer, alone = tokenizer_of(model), isinstance(prompts, str)
+    if "return_state" in options:
+        raise TypeError("generate_text gives text alone; generate and stream give the state, too")
+    tokenizer, alone = tokenizer_of(model), isinstance(prompts, str | bytes)
     ids, mask = pad_left([tokenizer.encode(text) for text in ([prompts] if alone else prompts)])
     ids, mask = (x.to(model.embedding.weight.device) for x in (ids, mask))
     options = {"stop_token": tokenizer.end} | options
@@ -326,7 +340,6 @@ def generate_text(model, prompts, max_new_tokens, **options):
 
 
 # %% notebooks/09_inference.ipynb#evaluate
-@torch.no_grad()
 def surprisals(model, ids, chunk=1024):
     """−ln p of every token of a text given all before it, read in pieces with carried state.
 
@@ -345,6 +358,15 @@ def surprisals(model, ids, chunk=1024):
     allowed, meaning = whole(1)
     if not allowed(chunk):
         raise ValueError(f"chunk must be {meaning}, got {chunk!r}")
+    if len(as_ids(ids[:2])) < 2:
+        found = f"got {len(ids)}"
+        raise ValueError(f"ids must hold at least two tokens, one to predict from one, {found}")
+    return surprisal_pieces(model, ids, chunk)
+
+
+@torch.no_grad()
+def surprisal_pieces(model, ids, chunk):
+    """The iterator of :func:`surprisals`, its arguments checked."""
     state, device = None, model.embedding.weight.device
     for start in range(0, len(ids) - 1, chunk):
         piece = as_ids(ids[start : start + chunk + 1], device)
@@ -379,7 +401,8 @@ def evaluate(model, ids, chunk=1024, n_bytes=None):
     """How well a model predicts a text: equation (eq-perplexity).
 
     Args:
-        model, ids, chunk: see :func:`surprisals`; or a str, for the tokenizer of the model.
+        model, ids, chunk: see :func:`surprisals`; or a text (str, or a Path to a file), for the
+            tokenizer of the model.
         n_bytes: b, bytes that the predicted tokens encode; None counts them.
 
     Returns:
@@ -387,21 +410,19 @@ def evaluate(model, ids, chunk=1024, n_bytes=None):
         tokenizer to count bytes with) and `tokens`, how many were predicted.
 
     Raises:
-        ValueError: see :func:`surprisals`; or `n_bytes` is no number above 0.
+        ValueError: see :func:`surprisals`; the name of a file; or `n_bytes` is no number above 0.
     """
-    if isinstance(ids, str):
-        ids = tokenizer_of(model).encode(ids)
-    if len(as_ids(ids[:2])) < 2:
-        raise ValueError(
-            f"ids must hold at least two tokens, one to predict from one, got {len(ids)}"
-        )
+    if isinstance(ids, str | os.PathLike):
+        (document,) = read_documents(ids)
+        ids = tokenizer_of(model).encode(document)
     allowed, meaning = real(0, above=True)
     if n_bytes is not None and not allowed(n_bytes):
         raise ValueError(f"n_bytes must be {meaning}, got {n_bytes!r}")
-    total = sum(piece.double().sum().item() for piece in surprisals(model, ids, chunk))
+    pieces = surprisals(model, ids, chunk)
+    total = sum(piece.double().sum().item() for piece in pieces)
     tokens = len(ids) - 1
     loss = total / tokens
-    perplexity = math.exp(loss) if loss < 700 else math.inf  # e^709 is the largest float
+    perplexity = math.inf if loss >= 700 else math.exp(loss)  # e^709 is the largest float
     size = n_bytes or bytes_predicted(model, ids, chunk)
     bits = total / math.log(2) / size if size else None
     return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits, "tokens": tokens}
@@ -429,7 +450,7 @@ def interact(
     encode, decode = encode or tokenizer_of(model).encode, decode or tokenizer_of(model).decode
     state, device = None, model.embedding.weight.device
     try:
-        while (line := read("> ")) != "quit":
+        while (line := read("> ").rstrip("\r\n")) != "quit":
             if line == "reset":
                 state = None
             elif line:

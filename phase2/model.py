@@ -60,6 +60,7 @@ __all__ = [
     "to_config",
     "leave_behind",
     "forget",
+    "restore_bases",
     "predict",
     "Phase2IntegratedModel",
     "create_phase2_model",
@@ -500,7 +501,8 @@ def check_input(input_ids, attention_mask, state, config):
     if state is not None:
         check_state(state, len(input_ids), config)
     if input_ids.numel() and not torch.compiler.is_compiling():
-        low, high = input_ids.min().item(), input_ids.max().item()
+        ids = input_ids.long()  # not every unsigned type has a minimum
+        low, high = ids.min().item(), ids.max().item()
         if low < 0 or high >= config.vocab_size:
             wrong, size = low if low < 0 else high, config.vocab_size
             raise ValueError(
@@ -714,6 +716,14 @@ def forget(model):
         block.fast_weight_state = None
 
 
+def restore_bases(model):
+    """Make the resonance bases anew: a cast would round them, and `to_empty` lose them."""
+    config, weight = model.config, model.embedding.weight
+    basis = resonance_basis(config.resonance_basis, config.d_model // config.n_heads)
+    for block in model.blocks:
+        block.basis = basis.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+
+
 # %% notebooks/07_model.ipynb#predict
 def predict(
     model, input_ids, state=None, attention_mask=None, return_diagnostics=False, return_state=False
@@ -725,7 +735,8 @@ def predict(
         input_ids: (B, N) integers below vocab_size; any N.
         state: Phase2State to go on from; None is an empty memory.
         attention_mask: (B, N), 0 for padding; other numbers tell packed documents apart, of which
-            the first in a row goes on from `state`.
+            the first in a row goes on from `state`. Costs as much as all documents would if
+            they were as long as the longest.
         return_diagnostics: also return :func:`diagnose_layers`; changes no logit.
         return_state: also return the Phase2State after the last token.
 
@@ -767,6 +778,12 @@ class Phase2IntegratedModel(torch.nn.Module):
         self.head = torch.nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.warned, self.watched = set(), False
         initialize(self)
+
+    def _apply(self, *change):
+        """What `to` and its like do to every tensor; bases stay exact."""
+        super()._apply(*change)
+        restore_bases(self)
+        return self
 
     forward = predict
     get_statistics = statistics

@@ -613,7 +613,7 @@ def check_run(config, data, settings, accelerator):
         raise ValueError(
             f"vocab_size must be at least that of the tokenizer, {need_ids}; got {has}"
         )
-    largest = max(int(part.ids.max()) for part in data[:2] if len(part.ids))
+    largest = max(int(part.ids.numpy().max()) for part in data[:2] if len(part.ids))
     if largest >= config.vocab_size:
         raise ValueError(f"ids must be below vocab_size = {config.vocab_size}, got {largest}")
     if settings.batch_size % (settings.accumulate * processes):
