@@ -381,10 +381,11 @@ def bytes_predicted(model, ids, chunk):
 
     The end of a document counts as one, as in :func:`phase2.training.tokenize`.
     """
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None and model.config.vocab_size > BYTES.vocab_size:
+    known = getattr(model, "tokenizer", None) is not None
+    if not known and model.config.vocab_size > BYTES.vocab_size:
         return None
-    if tokenizer is None or isinstance(tokenizer, ByteTokenizer):
+    tokenizer = tokenizer_of(model)
+    if isinstance(tokenizer, ByteTokenizer):
         return len(ids) - 1
     pieces = (as_ids(ids[start : start + chunk]).tolist() for start in range(1, len(ids), chunk))
     ends, size = 0, 0

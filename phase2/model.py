@@ -779,9 +779,9 @@ class Phase2IntegratedModel(torch.nn.Module):
         self.warned, self.watched = set(), False
         initialize(self)
 
-    def _apply(self, *change):
+    def _apply(self, fn, recurse=True):
         """What `to` and its like do to every tensor; bases stay exact."""
-        super()._apply(*change)
+        super()._apply(fn, recurse)
         restore_bases(self)
         return self
 

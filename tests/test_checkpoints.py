@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phase2.model import create_phase2_model, empty_state
-from phase2.training import CheckpointError, text_data, train
+from phase2.training import ByteTokenizer, CheckpointError, text_data, train
 
 pytest.importorskip("huggingface_hub")
 pytest.importorskip("safetensors")
@@ -431,3 +431,29 @@ def test_a_state_comes_back_for_its_model_and_no_other(model, tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match="cut short or damaged"):
         load_state(path, model)
+
+
+def test_a_state_of_a_model_in_half_precision_comes_back(model, tmp_path):
+    half = create_phase2_model(**TINY).bfloat16()
+    with torch.no_grad():
+        _, state = half(torch.randint(0, 300, (1, 20)), return_state=True)
+    save_pretrained(half, tmp_path / "half", tokenizer=ByteTokenizer())
+    save_state(tmp_path / "state", state, half)
+    with pytest.warns(UserWarning, match="text is read as bytes"):
+        loaded = from_pretrained(tmp_path / "half")
+    assert torch.equal(load_state(tmp_path / "state", loaded).position, state.position)
+    with pytest.raises(ValueError, match="state must be of"):
+        save_state(tmp_path / "state", state, create_phase2_model(**TINY | {"n_layers": 1}))
+
+
+def test_a_typing_error_in_an_option_of_saving(model, pairs, tmp_path):
+    with pytest.raises(TypeError, match="unknown option 'tokeniser'"):
+        save_pretrained(model, tmp_path / "model", tokeniser=pairs)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_copied_checkpoint_of_byte_pairs_finds_its_tokenizer(pairs, tmp_path):
+    data = text_data(TEXT, pairs)
+    train(create_phase2_model(**TINY), data, steps=1, out=tmp_path, progress=False)
+    shutil.copy(tmp_path / "training.pt", tmp_path / "best.pt")
+    assert from_pretrained(tmp_path / "best.pt").tokenizer.vocab_size == 300

@@ -244,3 +244,48 @@ def test_ctrl_c_saves(text, tmp_path):
     again = [*command[:3], "train", "--text", text, "--out", out, "--resume", "--steps", "9"]
     said = subprocess.run(list(map(str, again)), stderr=subprocess.PIPE, text=True, timeout=60)
     assert said.returncode == 1 and "steps was 100000 and is 9" in said.stderr
+
+
+def test_a_run_is_resumed_from_anywhere_and_its_folder_is_quoted(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(text.parent)
+    folder = tmp_path / "my run"
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("phase2.checkpoints.save_pretrained", stop)
+        said = phase2("train", "--text", text.name, "--out", folder, *TINY, *QUICK, code=130)
+    assert f"go on with: phase2 train --resume --out '{folder}'" in said
+    monkeypatch.chdir(tmp_path)
+    assert "the model is in my run" in phase2("train", "--resume", "--out", "my run")
+
+
+def test_an_interrupt_before_anything_was_saved(text, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("phase2.training.text_data", stop)
+    said = phase2("train", "--text", text, "--out", tmp_path / "new", *TINY, code=130)
+    assert "interrupted, nothing was saved" in said and "--resume" not in said
+
+
+def test_init_refuses_what_it_would_ignore(run, text, tmp_path):
+    for option in (["--preset", "large"], ["--tokenizer", "bpe"], ["--vocab-size", "300"]):
+        command = ["train", "--text", text, "--init", run, "--out", tmp_path / "new", *option]
+        assert f"leave out {option[0]}" in phase2(*command, code=1)
+
+
+def test_a_report_is_no_folder(run, text, tmp_path):
+    said = phase2("diagnose", run, "--text", text, "--out", tmp_path, code=1)
+    assert "is a folder, not a file" in said
+
+
+def test_a_terminal_without_the_characters_of_a_report(run, text, tmp_path):
+    command = [sys.executable, "-m", "phase2", "diagnose", run, "--text", text]
+    done = subprocess.run(
+        [*map(str, command), "--out", str(tmp_path / "report.html")],
+        env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+    )
+    assert done.returncode == 0 and b"window from ?" in done.stdout

@@ -1,5 +1,6 @@
 """The report says what is in the memories, and looking changes nothing."""
 
+import copy
 import json
 import math
 import re
@@ -371,3 +372,18 @@ def test_a_memory_of_one_thing_answers_with_it(model, ids):
 def test_recall_of_what_is_not_there(model, ids, arguments, message):
     with pytest.raises(ValueError, match=message):
         recall(model, ids[:50], **{"layer": 0, "head": 0} | arguments)
+
+
+def test_recall_of_a_float64_model_and_of_nothing(model, ids):
+    found = recall(copy.deepcopy(model).double(), ids[:50], 0, 0)
+    torch.testing.assert_close(found.answer.float(), recall(model, ids[:50], 0, 0).answer)
+    for key, top in (([0.0] * 16, 5), (None, 0)):
+        with pytest.raises(ValueError, match="must be"):
+            recall(model, ids[:50], 0, 0, key=key, top=top)
+
+
+def test_a_file_is_read_as_bytes(tmp_path):
+    path = tmp_path / "latin.txt"
+    path.write_bytes("café ".encode("latin1") * 20)
+    small = create_phase2_model(d_model=16, n_layers=1, n_heads=1)
+    assert diagnose(small, path).tokens[-1] == 100

@@ -418,3 +418,66 @@ def test_a_session_ends_at_ctrl_c(model):
         raise KeyboardInterrupt
 
     interact(model, read=interrupted, write=lambda *x: None)
+
+
+def test_tokenizers_that_drop_a_space_at_the_beginning():
+    library = pytest.importorskip("tokenizers")
+    corpus = "Hello world, this is a small text. " * 20
+    words = library.Tokenizer(library.models.BPE(unk_token="<unk>"))
+    words.pre_tokenizer = library.pre_tokenizers.Metaspace()
+    words.decoder = library.decoders.Metaspace()
+    options = {"vocab_size": 120, "special_tokens": ["<unk>", "</s>"], "show_progress": False}
+    words.train_from_iterator([corpus], library.trainers.BpeTrainer(**options))
+    data = text_data(corpus, words, held_out=0)
+    tokenizer, ids = data.tokenizer, data.train.ids
+    assert "".join(stream_text(ids, tokenizer.decode)) == tokenizer.decode(ids)
+    model = create_phase2_model(d_model=16, n_layers=1, n_heads=1, vocab_size=120)
+    model.tokenizer = words  # as it is
+    written = generate(model, ids[None, :9].long(), 30)[0, 9:]
+    assert generate_text(model, tokenizer.decode(ids[:9]), 30) in (
+        tokenizer.decode(written),
+        tokenizer.decode(written).lstrip(),
+    )
+    size = len(tokenizer.decode(ids[1:]).encode())
+    scores = evaluate(model, ids)
+    bits = scores["loss"] * scores["tokens"] / math.log(2) / size
+    assert scores["bits_per_byte"] == pytest.approx(bits)
+
+
+def test_scores_of_files_and_of_nothing(model, tmp_path):
+    path = tmp_path / "my.txt"
+    path.write_bytes("café\r\n".encode("latin1") * 20)
+    byte_model = create_phase2_model(d_model=16, n_layers=1, n_heads=1)
+    assert evaluate(byte_model, path)["tokens"] == 6 * 20 - 1  # bytes, not replaced characters
+    with pytest.raises(ValueError, match="to read that file, give a Path"):
+        evaluate(byte_model, str(path))
+    for wrong in (lambda: surprisals(model, [5]), lambda: surprisals(model, [5, 6], chunk=0)):
+        with pytest.raises(ValueError):
+            wrong()  # at once, not at the first piece
+
+
+def test_ids_of_any_integer_type(model):
+    ids = prompts(1, 40)
+    expected = evaluate(model, ids[0])
+    for dtype in (torch.uint16, torch.int32):
+        assert torch.equal(model(ids.to(dtype)), model(ids))
+        assert evaluate(model, ids[0].to(dtype)) == expected
+    frozen = ids[0].numpy().astype("uint16")
+    frozen.setflags(write=False)  # as a memory map is
+    assert evaluate(model, frozen) == expected
+
+
+def test_the_state_is_not_asked_of_text(model):
+    with pytest.raises(TypeError, match="generate_text gives text alone"):
+        generate_text(
+            create_phase2_model(d_model=16, n_layers=1, n_heads=1), "a", 5, return_state=1
+        )
+
+
+def test_lines_of_other_systems(model):
+    lines, heard = iter(["hi\r", "reset\r", "quit\r", "more"]), []
+    small = create_phase2_model(d_model=16, n_layers=1, n_heads=1)
+    interact(
+        small, max_new_tokens=3, read=lambda _: next(lines), write=lambda *x, **_: heard.append(x)
+    )
+    assert next(lines) == "more"

@@ -351,3 +351,15 @@ def test_warnings_come_once_per_model():
         warnings.simplefilter("error")
         model(tokens(1, 9), return_diagnostics=True)
         tiny(base_decay=0.005)(tokens(1, 9))  # the cure
+
+
+def test_no_cast_rounds_the_bases_and_no_move_loses_them():
+    exact = [block.basis for block in tiny().blocks]
+    rounded = tiny().bfloat16()
+    assert rounded.blocks[0].basis.dtype == torch.float32
+    with torch.device("meta"):
+        moved = tiny()
+    for model in (rounded, rounded.float(), moved.to_empty(device="cpu")):
+        for block, basis in zip(model.blocks, exact, strict=True):
+            assert torch.equal(block.basis, basis)
+    assert tiny().double().blocks[0].basis.dtype == torch.float64

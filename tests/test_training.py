@@ -3,12 +3,14 @@
 import json
 import math
 import os
+import pickle
 import random
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -542,3 +544,114 @@ def test_what_cannot_work_is_refused(wrong, message):
 def test_a_missing_package_says_how_to_get_it():
     with pytest.raises(ImportError, match=r'no_such_package .*pip install "phase2\[train\]"'):
         training.need("no_such_package.part")
+
+
+# What an adversary tried
+
+
+def test_a_resumed_run_leaves_no_model_of_before(tmp_path):
+    """Finished by patience, saved, resumed with more of it, and killed: what loads is the run."""
+    checkpoints = pytest.importorskip("phase2.checkpoints")
+    short = RUN | {"steps": 20, "evaluate_every": 2, "learning_rate": 0.5, "warmup": 0}
+    model = tiny()
+    history = train(model, DATA, **short, patience=1, out=tmp_path)
+    assert len(history) < 20
+    checkpoints.save_pretrained(model, tmp_path)
+
+    def kill(entry):
+        if entry["step"] == 19:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(tiny(), DATA, **short, patience=100, out=tmp_path, resume=True, on_step=kill)
+    best = read_torch(tmp_path / "training.pt")["best"]["weights"]
+    found = checkpoints.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(weight, found[name]) for name, weight in best.items())
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "tokenizer.json"])
+def test_a_folder_with_files_of_others_is_left_alone(name, tmp_path):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(FileExistsError, match=f"{name} exists: resume, or choose another"):
+        train(tiny(), DATA, **RUN, out=tmp_path)
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_a_log_that_two_runs_have_written_is_damaged(tmp_path):
+    train(tiny(), DATA, **RUN, out=tmp_path)
+    path = tmp_path / "history.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], *lines]) + "\n")
+    with pytest.raises(CheckpointError, match="damaged, line 4 is not of step 4"):
+        train(tiny(), DATA, **RUN, out=tmp_path, resume=True)
+
+
+def test_a_signal_in_the_last_step_is_heard(tmp_path):
+    def end(entry):
+        if entry["step"] == RUN["steps"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    model = tiny()
+    with pytest.raises(KeyboardInterrupt, match="the last one, saved in"):
+        train(model, DATA, **RUN, out=tmp_path, on_step=end)
+    assert not model.training
+    assert read_torch(tmp_path / "training.pt")["step"] == RUN["steps"]
+
+
+def test_another_precision_is_another_run(tmp_path):
+    def kill(entry):
+        if entry["step"] == 12:
+            raise Killed
+
+    model, state = tiny(), accelerate.state.AcceleratorState
+    state._reset_state(True)  # one precision a process, as long as nobody asks for this
+    try:
+        half = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
+        with pytest.raises(Killed):
+            train(model, DATA, **RUN, out=tmp_path, on_step=kill, accelerator=half)
+    finally:
+        state._reset_state(True)
+    ids = DATA.train.ids[None, :20].long()
+    plain = tiny()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model(ids), plain(ids))  # not in half precision any more
+    pickle.loads(pickle.dumps(model))
+    with pytest.raises(CheckpointError, match="but precision was 'bf16' and is 'no'"):
+        train(tiny(), DATA, **RUN, out=tmp_path, resume=True)
+
+
+def test_a_compiled_model_is_saved_like_any_other(tmp_path):
+    checkpoints = pytest.importorskip("phase2.checkpoints")
+    model = tiny()
+    train(torch.compile(model, backend="eager"), DATA, **RUN | {"steps": 2}, out=tmp_path)
+    assert same_weights(checkpoints.from_pretrained(tmp_path), model)
+
+
+def test_a_model_that_gets_another_tokenizer_says_so():
+    pairs = text_data(TEXT, "bpe", vocab_size=300)
+    model = tiny(vocab_size=300)
+    with warnings.catch_warnings(action="error"):
+        train(model, pairs, **RUN | {"steps": 1})
+        train(model, pairs, **RUN | {"steps": 1})  # the same
+    with pytest.warns(UserWarning, match="another tokenizer than the text"):
+        train(model, DATA, **RUN | {"steps": 1})
+
+
+def test_a_tokenizer_that_cuts_or_pads_reads_all_of_a_text():
+    pytest.importorskip("tokenizers")
+    ours = train_bpe([TEXT], 300)
+    theirs = ours.tokenizer
+    theirs.enable_truncation(16), theirs.enable_padding(length=50)
+    data = text_data(TEXT, theirs, held_out=0)
+    assert data.tokenizer.decode(data.train.ids) == TEXT
+    assert theirs.truncation and theirs.padding  # theirs is as it was
+
+
+def test_what_is_no_text_or_no_data_is_refused():
+    for wrong in (lambda: ByteTokenizer().encode(3), lambda: train(tiny(), TEXT, **RUN)):
+        with pytest.raises(TypeError, match="must be"):
+            wrong()
+    with pytest.raises(TypeError, match="settings must be TrainSettings, got dict"):
+        train(tiny(), DATA, {"steps": 2})
+    assert text_data(TEXT.encode()).train.ids.equal(DATA.train.ids)
+    assert ByteTokenizer().decode([-100, 65, 300]) == "\ufffdA\ufffd"
