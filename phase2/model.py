@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from phase2.consolidation import MemoryState, consolidate, empty_memory, remember, token
+from phase2.consolidation import MemoryState, choose, consolidate, empty_memory, remember, token
 from phase2.decay import DecayPotential, half_life, warn_overdamped
 from phase2.memory import check_values, refuse_second_derivative
 from phase2.resonance import BASES, resonance_basis, resonance_info
@@ -46,6 +46,8 @@ __all__ = [
     "check_input",
     "run_blocks",
     "run",
+    "look_where_due",
+    "run_laid_out",
     "precision",
     "new_state",
     "fit",
@@ -534,6 +536,25 @@ def run(model, input_ids, state, attention_mask):
         position = int(state.position[0]) if len(state.position) else 0
         logits, layers, *rates = run_blocks(model, input_ids, state.layers, position)
         return logits, Phase2State(layers, state.position + input_ids.shape[1]), *rates
+    if attention_mask is None and input_ids.shape[1] == 1:  # a token of each, where they are
+        logits, layers, *rates = run_blocks(model, input_ids, look_where_due(model, state), 0)
+        return logits, Phase2State(layers, state.position + 1), *rates
+    return run_laid_out(model, input_ids, state, attention_mask)
+
+
+# %% notebooks/07_model.ipynb#run-laid-out
+def look_where_due(model, state):
+    """The memories of a Phase2State, consolidated in the rows that are at the end of a stretch."""
+    position, config = state.position, model.config
+    due = (position > 0) & (position % config.consolidate_every == 0)
+    if not due.any():
+        return state.layers
+    due, pairs = due.to(model.embedding.weight.device), zip(model.blocks, state.layers, strict=True)
+    return tuple(choose(due, consolidate(x, block.basis, config), x) for block, x in pairs)
+
+
+def run_laid_out(model, input_ids, state, attention_mask):
+    """:func:`run` with each document in a row of its own."""
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     every = model.config.consolidate_every

@@ -363,3 +363,22 @@ def test_no_cast_rounds_the_bases_and_no_move_loses_them():
         for block, basis in zip(model.blocks, exact, strict=True):
             assert torch.equal(block.basis, basis)
     assert tiny().double().blocks[0].basis.dtype == torch.float64
+
+
+def test_rows_that_are_not_equally_far_along_read_a_token_each():
+    """Through consolidations that are due in some rows, in none and in all."""
+    model, lengths = tiny(consolidate_every=4), (9, 5, 1, 8)
+    texts = [tokens(1, n + 12, seed=n) for n in lengths]
+    with torch.no_grad():
+        states = [model(text[:, :n], return_state=True)[1] for text, n in zip(texts, lengths)]
+        layers = [type(x[0])(*map(torch.cat, zip(*x))) for x in zip(*(s.layers for s in states))]
+        state = states[0]._replace(
+            layers=tuple(layers), position=torch.cat([s.position for s in states])
+        )
+        for t in range(12):
+            token = torch.cat([text[:, n + t] for text, n in zip(texts, lengths)])
+            logits, state = model(token[:, None], state=state, return_state=True)
+            for row, text, n in zip(logits, texts, lengths):
+                expected = model(text[:, : n + t + 1])[0, -1:]
+                torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
+    assert state.position.tolist() == [n + 12 for n in lengths]
