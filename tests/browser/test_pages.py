@@ -125,8 +125,9 @@ def test_nothing_is_fetched_and_nothing_fails(load, name):
 
 # Displayed equations that are wider than their column.
 WIDE = """() => [...document.querySelectorAll('.bd-article div.math')]
-    .filter(e => [...e.querySelector('mjx-container').children]
-        .some(child => child.getBoundingClientRect().width > e.clientWidth + 2))
+    .filter(e => { const box = e.querySelector('mjx-container');
+        return [...box.children].some(
+            child => child.getBoundingClientRect().width > box.clientWidth + 2); })
     .map(e => e.id || e.textContent)"""
 
 
