@@ -51,6 +51,7 @@ __all__ = [
     "is_place",
     "measure_windows",
     "compile_report",
+    "number",
     "columns",
     "mean",
     "table",
@@ -511,10 +512,14 @@ def compile_report(model, looks, seen, state, windows):
 
 
 # %% notebooks/10_diagnostics.ipynb#table
+def number(x):
+    """A number in three digits, or all before the point; what is no float as it is."""
+    return str(x) if not isinstance(x, float) else f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}"
+
+
 def columns(header, rows):
     """Rows of numbers and words under their names, as lines of text; None is a dash."""
-    form = {int: "d", float: ".3g", str: ""}
-    cells = [["—" if x is None else format(x, form[type(x)]) for x in row] for row in rows]
+    cells = [["—" if x is None else number(x) for x in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells)]
     return ["  ".join(x.rjust(width) for x, width in zip(row, widths)) for row in (header, *cells)]
 
@@ -532,7 +537,7 @@ def table(report):
         stability = found["stability_metrics"][layer]
         ends = [stability[f"{name}_by_head"][-1] for name in ("energy", "energy_bound")]
         followed, windows = memory["followed"], memory["measured_window"]
-        windows = [f"~ {x:.3g}" if x and x > followed else x for x in windows]
+        windows = [f"~ {number(x)}" if x and x > followed else x for x in windows]
         rows = zip(memory["window"], windows, memory["effective_rank"], *ends)
         memories += [(layer, head, *row) for head, row in enumerate(rows)]
         resonant = found["resonance_info"][layer]["resonant_share"][-1]
