@@ -33,13 +33,17 @@ __all__ = [
     "look_back",
     "step",
     "Phase2Block",
+    "Part",
     "Layout",
     "move",
     "move_back",
     "each",
     "enter",
     "leave",
+    "SPARSE",
+    "similar",
     "plan",
+    "part_by_part",
     "Phase2State",
     "empty_state",
     "check_state",
@@ -359,22 +363,32 @@ class Phase2Block(torch.nn.Module):
 
 
 # %% notebooks/07_model.ipynb#layout
-class Layout(NamedTuple):
-    """Where each token of a padded or packed batch goes: into a row of its document's own.
+class Part(NamedTuple):
+    """Some documents of a batch, each in a row of its own.
 
     Attributes:
-        source: row of the batch and position in it, two (T,) indices, for the T real tokens.
+        source: row of the batch and position in it, two (T,) indices, for the T tokens of them.
         target: row of the document and position in it, two (T,) indices.
-        shape: (rows, length) of the batch of documents.
+        shape: (rows, length) of these documents.
+    """
+
+    source: tuple
+    target: tuple
+    shape: tuple
+
+
+class Layout(NamedTuple):
+    """Where each token of a padded or packed batch goes. Documents are numbered part by part.
+
+    Attributes:
+        parts: Part after Part, together all documents.
         rows: the rows of the batch that hold a token, (R,).
         first: the first document of each of them, (R,).
         last: the last document of each of them, (R,).
         length: tokens in the last document of each of them, (R,).
     """
 
-    source: tuple
-    target: tuple
-    shape: tuple
+    parts: list
     rows: Tensor
     first: Tensor
     last: Tensor
@@ -382,14 +396,16 @@ class Layout(NamedTuple):
 
 
 # %% notebooks/07_model.ipynb#layout-move
-def move(x, layout):
+def move(x, part):
     """(B, N, …) -> (rows, length, …), zero where there is no token."""
-    return x.new_zeros(*layout.shape, *x.shape[2:]).index_put(layout.target, x[layout.source])
+    return x.new_zeros(*part.shape, *x.shape[2:]).index_put(part.target, x[part.source])
 
 
-def move_back(x, layout, like):
-    """(rows, length, …) -> (B, N, …) for a batch of the shape of `like`, zero at padding."""
-    return x.new_zeros(*like.shape, *x.shape[2:]).index_put(layout.source, x[layout.target])
+def move_back(xs, layout, like):
+    """What :func:`move` gave of each part -> (B, N, …), the shape of `like`, zero at padding."""
+    values = torch.cat([x[part.target] for x, part in zip(xs, layout.parts, strict=True)])
+    source = [torch.cat(index) for index in zip(*(part.source for part in layout.parts))]
+    return values.new_zeros(*like.shape, *values.shape[1:]).index_put(source, values)
 
 
 def each(function, states, others):
@@ -417,6 +433,16 @@ def leave(states, layout, before):
 
 
 # %% notebooks/07_model.ipynb#layout-plan
+SPARSE = 4  # cells for each token, above which documents of similar length are read together
+
+
+def similar(size):
+    """The group of each document: one for all, or one for each power of two of its length."""
+    if not len(size) or len(size) * size.max() <= SPARSE * size.sum():
+        return torch.zeros_like(size)
+    return size.double().log2().ceil().long()
+
+
 def plan(attention_mask, offsets):
     """Plan the move of a padded or packed batch.
 
@@ -440,9 +466,34 @@ def plan(attention_mask, offsets):
     begin = torch.zeros_like(owner)  # a document that continues starts inside its stretch
     begin[first] = offsets.to(owner.device)[held]
     place = torch.arange(len(rows), device=rows.device) - starts[document] + begin[document]
-    shape = (len(owner), int(place.max()) + 1) if len(place) else (0, 0)
-    length = torch.bincount(document)[last] if len(rows) else last
-    return Layout((rows, columns), (document, place), shape, held, first, last, length)
+    length = torch.bincount(document, minlength=len(owner))
+    parts, rank = part_by_part((rows, columns), document, place, length + begin)
+    return Layout(parts, held, rank[first], rank[last], length[last])
+
+
+# %% notebooks/07_model.ipynb#layout-parts
+def part_by_part(source, document, place, size):
+    """The parts of a Layout.
+
+    Args:
+        source: of all tokens, see Part.
+        document, place: of each token, its document and position in the row of that, (T,).
+        size: how long that row is, (documents,).
+
+    Returns:
+        A list of Part, and the number of each document when they are counted part by part.
+    """
+    group = similar(size)
+    rank = group.argsort(stable=True).argsort()
+    parts, before = [], 0
+    for number in group.unique() if len(group) else [0]:
+        mine = group == number
+        inside = mine[document]
+        target = (rank[document][inside] - before, place[inside])
+        shape = (int(mine.sum()), int(size[mine].max()) if len(size) else 0)
+        parts.append(Part(tuple(index[inside] for index in source), target, shape))
+        before += shape[0]
+    return parts, rank
 
 
 # %% notebooks/07_model.ipynb#model-state
@@ -557,19 +608,22 @@ def run_laid_out(model, input_ids, state, attention_mask):
     """:func:`run` with each document in a row of its own."""
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
-    every = model.config.consolidate_every
-    layout = plan(attention_mask, state.position % every)
-    empty = new_state(model, layout.shape[0])
-    start = enter(state.layers, layout, empty.layers)
-    mask = move(torch.ones_like(input_ids, dtype=torch.bool), layout)
-    ids = move(input_ids, layout)
+    layout = plan(attention_mask, state.position % model.config.consolidate_every)
+    sizes = [part.shape[0] for part in layout.parts]
+    start = enter(state.layers, layout, new_state(model, sum(sizes)).layers)
     # columns count from the start of a stretch; at position 0 no row has a look due at column 0
-    position = every if state.position.any() else 0
-    logits, layers, *rates = run_blocks(model, ids, start, position, mask)
+    position = model.config.consolidate_every if state.position.any() else 0
+    found, layers = [], [zip(*(x.split(sizes) for x in layer), strict=True) for layer in start]
+    for part, *states in zip(layout.parts, *layers, strict=True):
+        mask = move(torch.ones_like(input_ids, dtype=torch.bool), part)
+        states = [MemoryState(*x) for x in states]
+        found.append(run_blocks(model, move(input_ids, part), states, position, mask))
+    logits, layers, *rates = zip(*found, strict=True)
     logits = move_back(logits, layout, input_ids)
-    rates = [[move_back(x, layout, input_ids) for x in rate] for rate in rates]
-    layers = leave(layers, layout, state.layers)
-    return logits, Phase2State(layers, advance(state.position, layout)), *rates
+    rates = [[move_back(x, layout, input_ids) for x in zip(*rate)] for rate in rates]
+    ends = [MemoryState(*map(torch.cat, zip(*layer))) for layer in zip(*layers)]
+    state = Phase2State(leave(ends, layout, state.layers), advance(state.position, layout))
+    return logits, state, *rates
 
 
 # %% notebooks/07_model.ipynb#run-helpers
@@ -756,8 +810,7 @@ def predict(
         input_ids: (B, N) integers below vocab_size; any N.
         state: Phase2State to go on from; None is an empty memory.
         attention_mask: (B, N), 0 for padding; other numbers tell packed documents apart, of which
-            the first in a row goes on from `state`. Costs as much as all documents would if
-            they were as long as the longest.
+            the first in a row goes on from `state`.
         return_diagnostics: also return :func:`diagnose_layers`; changes no logit.
         return_state: also return the Phase2State after the last token.
 
