@@ -1100,16 +1100,15 @@ def to_settings(settings, values):
 
 
 def unwrap(run):
-    """The model alone, for good: it computes in its own precision again, and can be pickled."""
+    """Leave the model plain: it computes in its own precision again, and can be pickled."""
     options = {"keep_fp32_wrapper": False, "keep_torch_compile": False}
     model = run.accelerator.unwrap_model(run.model, **options)
     vars(model).pop("forward", None)  # of Accelerate, in the place of the method
-    return model
 
 
 def finish(run):
-    """Leave the model plain, with its best weights."""
-    model = unwrap(run)
+    """Leave the model with its best weights, ready to be used."""
+    model = run.plain_model
     if run.best:
         model.load_state_dict(run.best["weights"])
     model.eval()
