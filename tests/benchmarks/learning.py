@@ -1,10 +1,11 @@
-"""What learns better: the small model as it is, or with one thing changed? Several seeds each.
+"""What learns better: the small model as it is, with one thing changed, or another architecture?
 
     python tests/benchmarks/learning.py [--variants full ...] [--seeds 0 1 2] [--device cuda]
 
-All variants have the same parameters and read the same tokens: the sources of the standard
-library, every tenth file held out. Printed: bits per byte on held-out text, read in rows of 4096
-bytes from an empty memory, and for the model as it is, what its mechanisms do after training.
+All have the same number of parameters (Llama and Mamba2 within 2 %; they need transformers) and
+read the same tokens: the sources of the standard library, every tenth file held out. Printed: bits
+per byte on held-out text, read from an empty memory in rows of 4096 bytes and in rows as long as
+in training, and for the model as it is, what its mechanisms do after training.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from phase2.consolidation import remember
 from phase2.decay import DecayPotential, decay_rate, half_life
 from phase2.model import learning_rate
 
-LENGTH, ROW, PEAK = 512, 4096, 2e-3
+LENGTH, ROW = 512, 4096
 
 
 def without_memory(q, k, v, gamma, potential, eta, state, *_):
@@ -71,8 +72,26 @@ VARIANTS = {  # fields of the configuration, and what is replaced by what
 }
 
 
+PEERS = ["Llama", "Mamba2"]
+
+
+class Peer(torch.nn.Module):
+    """A model of transformers that returns its logits alone."""
+
+    def __init__(self, name):
+        super().__init__()
+        from training import models  # needs transformers
+
+        self.model = models()[name]()
+
+    def forward(self, ids):
+        return self.model(ids).logits
+
+
 def new_model(name):
-    """A model whose V starts the same in all variants."""
+    """A model; V starts the same in all variants."""
+    if name in PEERS:
+        return Peer(name)
     model = create_phase2_model(preset="small", **VARIANTS[name][0])
     if name == "V with its own unit":
         for block in model.blocks:
@@ -94,7 +113,7 @@ def texts():
 
 def learn(model, train, settings, seed):
     """AdamW, 5 % warm-up and a cosine; every variant draws the same windows."""
-    optimizer = torch.optim.AdamW(model.parameters(), PEAK, (0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), settings.peak, (0.9, 0.95), weight_decay=0.1)
     steps, generator = settings.steps, torch.Generator().manual_seed(seed)
 
     def rate(step):
@@ -112,13 +131,13 @@ def learn(model, train, settings, seed):
 
 
 @torch.no_grad()
-def bits_per_byte(model, text, rows=64):
-    """Held-out text in rows of ROW bytes, spread over all of it, each from an empty memory."""
+def bits_per_byte(model, text, length, rows=64):
+    """ROW held-out bytes at each of `rows` places, in rows of `length` from an empty memory."""
     starts = torch.linspace(0, len(text) - ROW - 1, rows).long()
     total = 0.0
     for start in starts.tolist():
-        row = text[None, start : start + ROW + 1].long()
-        total += F.cross_entropy(model(row[:, :-1])[0], row[0, 1:]).item()
+        bytes_in, targets = (text[start + i :][:ROW].long().view(-1, length) for i in (0, 1))
+        total += F.cross_entropy(model(bytes_in).flatten(0, 1), targets.flatten()).item()
     return total / rows / math.log(2)
 
 
@@ -150,30 +169,37 @@ def alive(model, text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    known = [*VARIANTS, *PEERS]
+    parser.add_argument("--variants", nargs="+", default=known, choices=known)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--device", default="cpu")
     settings = parser.parse_args()
     train, held_out = (x.to(settings.device) for x in texts())
     read = settings.steps * settings.batch * LENGTH / 1e6
     print(f"{len(train) / 1e6:.1f} MB of text, {read:.1f} M tokens, torch {torch.__version__}")
     for name in settings.variants:
-        found, start = [], time.perf_counter()
+        found, start = {ROW: [], LENGTH: []}, time.perf_counter()
         for seed in settings.seeds:
             torch.manual_seed(seed)
-            model, replaced = new_model(name).to(settings.device), VARIANTS[name][1]
+            model = new_model(name).to(settings.device)
+            replaced = VARIANTS[name][1] if name in VARIANTS else None
             with mock.patch.object(*replaced) if replaced else contextlib.nullcontext():
                 learn(model, train, settings, seed)
-                found.append(bits_per_byte(model, held_out))
+                for length, bits in found.items():
+                    bits.append(bits_per_byte(model, held_out, length))
             if name == "full":
                 alive(model, held_out)
-        spread = statistics.stdev(found) if len(found) > 1 else math.nan
-        each = ", ".join(f"{bits:.3f}" for bits in found)
         minutes = (time.perf_counter() - start) / 60
-        mean = statistics.mean(found)
-        print(f"{name:>23}: {mean:.3f} ± {spread:.3f} bits per byte ({each}), {minutes:.0f} min")
+        for length, bits in found.items():
+            spread = statistics.stdev(bits) if len(bits) > 1 else math.nan
+            each = ", ".join(f"{x:.3f}" for x in bits)
+            print(
+                f"{name:>23}: {statistics.mean(bits):.3f} ± {spread:.3f} bits per byte ({each}) "
+                f"in rows of {length}, {minutes:.0f} min"
+            )
 
 
 if __name__ == "__main__":
