@@ -30,6 +30,7 @@ from phase2.training import (
 
 __all__ = [
     "digest",
+    "is_of_ones_own",
     "check_tokenizer",
     "parse_config",
     "read_config",
@@ -75,12 +76,17 @@ def digest(weights):
 
 
 # %% notebooks/11_checkpoints.ipynb#check-tokenizer
+def is_of_ones_own(tokenizer):
+    """Is it a tokenizer of neither this package nor a library? It works, but cannot be saved."""
+    return not isinstance(as_tokenizer(tokenizer), ByteTokenizer | BPETokenizer)
+
+
 def check_tokenizer(tokenizer, config):
     """A tokenizer that can be saved with a model; TypeError or ValueError if it cannot."""
-    tokenizer = as_tokenizer(tokenizer)
-    if not isinstance(tokenizer, ByteTokenizer | BPETokenizer):
+    if is_of_ones_own(tokenizer):
         kind = type(tokenizer).__name__
         raise TypeError(f"tokenizer must be of bytes or byte pairs to be saved, got {kind}")
+    tokenizer = as_tokenizer(tokenizer)
     if isinstance(tokenizer, BPETokenizer) and tokenizer.vocab_size > config.vocab_size:
         sizes = f"{tokenizer.vocab_size} tokens, the model knows {config.vocab_size}"
         raise ValueError(f"tokenizer has {sizes}")
@@ -196,10 +202,10 @@ def read_file(path):
             why = "which a checkpoint needs: weights alone do not say of which model"
             raise CheckpointError(f"{path}: has no {key!r}, {why}")
     config, best = parse_config(state["config"], path), state.get("best")
-    of_a_run = isinstance(best, dict) and "weights" in best
-    weights = best["weights"] if of_a_run else state["model_state_dict"]
-    # the tokenizer is beside it; one of bytes needs none
-    bytes_only = not of_a_run and config.vocab_size <= ByteTokenizer.vocab_size
+    evaluated = isinstance(best, dict) and "weights" in best
+    weights = best["weights"] if evaluated else state["model_state_dict"]
+    # the tokenizer of a run is beside it; another file may have one, if bytes do not do
+    bytes_only = "settings" not in state and config.vocab_size <= ByteTokenizer.vocab_size
     return config, weights, ByteTokenizer() if bytes_only else read_tokenizer(path.parent, config)
 
 
@@ -371,7 +377,9 @@ def to_hub(model, tokenizer=None):
 
 # %% notebooks/11_checkpoints.ipynb#save-pretrained
 def save_pretrained(model, folder, tokenizer=None, **options):
-    """Save a model for :func:`from_pretrained`; if it fails, what was there before is still there.
+    """Save a model for :func:`from_pretrained`.
+
+    Everything is written beside the folder's files first: what fails leaves those as they were.
 
     Args:
         model: Phase2IntegratedModel.
@@ -384,6 +392,9 @@ def save_pretrained(model, folder, tokenizer=None, **options):
         TypeError: another tokenizer, which cannot be saved; or no such option.
         ValueError: the tokenizer has more tokens than the model knows.
     """
+    own = getattr(plain_model(model), "tokenizer", None)
+    if tokenizer is None and own is not None and not is_of_ones_own(own):
+        tokenizer = own
     if tokenizer is not None:
         tokenizer = check_tokenizer(tokenizer, model.config)
     return to_hub(model, tokenizer).save_pretrained(folder, **options)
@@ -429,7 +440,7 @@ def save_state(path, state, model):
     Raises:
         ValueError: the state is of a model of another size.
     """
-    check_state(state, len(state.position), model.config)
+    check_state(state, len(getattr(state, "position", ())), model.config)
     tensors = {"position": state.position}
     for i, layer in enumerate(state.layers):
         tensors |= {f"{i}.{name}": x.clone() for name, x in layer._asdict().items()}

@@ -11,6 +11,7 @@ import io
 import json
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -49,9 +50,9 @@ class Precision(StrEnum):
 def version(asked: bool) -> None:
     """Print the version and leave."""
     if asked:
-        from importlib.metadata import version as installed
+        from phase2 import __version__
 
-        typer.echo(f"phase2 {installed('phase2')}")
+        typer.echo(f"phase2 {__version__}")
         raise typer.Exit
 
 
@@ -80,6 +81,7 @@ def main() -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that a terminal lacks is no reason
             stream.reconfigure(errors="replace")  # to lose a model's work, or a session
+    warnings.showwarning = lambda message, *_: typer.echo(f"phase2: warning: {message}", err=True)
     app()
 
 
@@ -100,9 +102,9 @@ def readable(command: Callable) -> Callable:
         except (ValueError, TypeError, ImportError, ArithmeticError) as error:
             fail(f"error: {error}")
         except RuntimeError as error:
-            if "out of memory" not in str(error):
+            if not any(words in str(error) for words in ("out of memory", "allocate memory")):
                 raise  # a defect: its traceback is what helps
-            fail("error: out of memory; read less at once (--accumulate, --set n_seq=...)")
+            fail("error: out of memory; when training, --accumulate or --set n_seq=... takes less")
 
     return run
 
@@ -164,7 +166,9 @@ def train(
     evaluate_every: Annotated[int, typer.Option(help="Steps.")] = 100,
     save_every: Annotated[int, typer.Option(help="Steps.")] = 100,
     patience: Annotated[int, typer.Option(help="Evaluations without a new best.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the weights and of the order of the text.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the weights and of the order of the text.", max=2**32)
+    ] = 0,
     precision: Annotated[Precision | None, typer.Option(help="[default: float32]")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
 ) -> None:
@@ -203,8 +207,15 @@ def remembered(context: typer.Context) -> dict[str, Any]:
         before = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: damaged ({error}); give all options again") from error
+    if not isinstance(before, dict):
+        raise ValueError(f"{path}: damaged (no object of options); give all options again")
     source = context.get_parameter_source
     defaults = {name for name in context.params if source(name).name == "DEFAULT"}
+    for name in {"tokenizer", "vocab_size", "init"} - defaults:
+        if (was := before.get(name)) != context.params[name]:
+            option = name.replace("_", "-")
+            raise ValueError(f"a run goes on as it began, with --{option} {was}: leave it out")
+    defaults -= {"out", "resume"}
     now = {**context.params, **{name: before[name] for name in defaults & before.keys()}}
     now["set_"] = [*(before.get("set_") or []), *(context.params["set_"] or [])]
     now["text"] = [Path(name) for name in now["text"] or []]
@@ -240,20 +251,28 @@ def beginning(context: typer.Context, options: dict[str, Any], seed: int):
 def run_training(context, settings, options, out, resume) -> None:
     """Train a model, save it as a folder of the Hub's form, and say how it went."""
     from phase2.checkpoints import save_pretrained
-    from phase2.training import CHECKPOINT, MODEL, need, write_atomically
+    from phase2.training import CHECKPOINT, need, write_atomically
     from phase2.training import train as train_model
 
     model, data = beginning(context, options, settings.seed)
     accelerator = need("accelerate").Accelerator(
         mixed_precision=options["precision"], cpu=options["cpu"]
     )
-    if accelerator.is_main_process and not any((out / x).exists() for x in (CHECKPOINT, MODEL)):
-        if resume:
-            typer.echo(f"phase2: there is no run in {out} to resume; starting one", err=True)
+    if resume and accelerator.is_main_process and not (out / CHECKPOINT).exists():
+        typer.echo(f"phase2: there is no run in {out} to resume; starting one", err=True)
+
+    @functools.cache
+    def keep_options():  # at the first step: by then the folder is known to be this run's
         texts = [str(path.absolute()) for path in options["text"]]  # wherever it is resumed from
-        chosen = json.dumps({**options, "text": texts}, default=str, indent=2)
-        write_atomically(out / OPTIONS, lambda file: file.write(chosen.encode()))
-    history = train_model(model, data, settings, out=out, resume=resume, accelerator=accelerator)
+        init = options["init"] and Path(options["init"])
+        init = str(init.absolute()) if init and init.exists() else options["init"]
+        chosen = json.dumps({**options, "text": texts, "init": init}, default=str, indent=2)
+        if accelerator.is_main_process:
+            write_atomically(out / OPTIONS, lambda file: file.write(chosen.encode()))
+
+    places = {"out": out, "resume": resume, "accelerator": accelerator}
+    history = train_model(model, data, settings, **places, on_step=lambda _: keep_options())
+    keep_options()
     if accelerator.is_main_process:
         save_pretrained(model, out, data.tokenizer)
         best = min((entry["held_out"] for entry in history if "held_out" in entry), default=None)
@@ -271,18 +290,17 @@ def load(checkpoint: str, device: str | None):
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros((), device=place).item()  # now, not after the work
-        return from_pretrained(checkpoint).to(place)
     except (AssertionError, RuntimeError) as error:  # of a device that is not there
         why = str(error).partition("\n")[0]
         raise ValueError(f"--device {device}: {why}") from error
+    return from_pretrained(checkpoint).to(place)
 
 
 def read_ids(model, text: list[Path]):
-    """Text files as one row of ids for this model, (N,) int64, and the bytes a token stands for."""
+    """Text files as one row of ids for this model, (N,) int64."""
     from phase2.training import read_documents, tokenize
 
-    tokens = tokenize(read_documents(text), model.tokenizer)
-    return tokens.ids.long(), tokens.bytes_per_token
+    return tokenize(read_documents(text), model.tokenizer).ids.long()
 
 
 @app.command()
@@ -296,7 +314,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most probable tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep this much probability.")] = None,
-    seed: Annotated[int | None, typer.Option(help="For the same text again.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For the same text again.", max=2**32)] = None,
     device: Device = None,
 ) -> None:
     """Continue a prompt, token by token; without one, a session that remembers what was said.
@@ -305,33 +323,26 @@ def generate(
     """
     import torch
 
-    from phase2.inference import interact, stream, stream_text
+    from phase2.inference import answer, check_sampling, interact
 
     if prompt == "":
         raise ValueError("--prompt must not be empty; leave it out for a session")
+    check_sampling(temperature, top_k=top_k, top_p=top_p, max_new_tokens=max_tokens)
     model = load(checkpoint, device)
     place = model.embedding.weight.device
     end = model.tokenizer.end
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "stop_token": end}
     if seed is not None:
         options["generator"] = torch.Generator(place).manual_seed(seed)
-    encode = model.tokenizer.encode
     if prompt is None:
+        if sys.stdin is None:
+            raise ValueError("standard input is closed: give --prompt")
         typer.echo('phase2: "reset" empties the memory, "quit" ends', err=True)
-        interact(
-            model,
-            encode=lambda line: encode(line).tolist(),
-            decode=model.tokenizer.decode,
-            max_new_tokens=max_tokens,
-            **options,
-        )
+        interact(model, max_new_tokens=max_tokens, **options)
         return
-    ids = encode(prompt).long()[None].to(place)
-    tokens = stream(model, ids, max_tokens, **options)
+    ids = model.tokenizer.encode(prompt).long()[None].to(place)
     typer.echo(prompt, nl=False)
-    for piece in stream_text(tokens, model.tokenizer.decode, end):
-        typer.echo(piece, nl=False)
-    typer.echo()
+    answer(model, ids, model.tokenizer.decode, max_tokens, print, **options)
 
 
 @app.command()
@@ -348,9 +359,7 @@ def evaluate(
     from phase2.inference import evaluate as evaluate_model
 
     model = load(checkpoint, device)
-    ids, size = read_ids(model, text)
-    predicted = size * (len(ids) - 1)  # nothing predicts the first token
-    scores = evaluate_model(model, ids, n_bytes=predicted or None)
+    scores = evaluate_model(model, read_ids(model, text))
     lines = (f"{name.replace('_', ' '):>14} {value:.6g}" for name, value in scores.items())
     typer.echo(dumps(scores) if json else "\n".join(lines))
 
@@ -373,11 +382,13 @@ def diagnose(
             raise FileNotFoundError(2, "no such folder", str(path.parent))
         if path.is_dir():
             raise IsADirectoryError(21, "is a folder, not a file", str(path))
-    if json == out:
-        raise ValueError(f"--out and --json must be two files, got {out} twice")
+    files = [("--out", out), *([("--json", json)] if json else [])]
+    taken = {path.resolve(): "--text" for path in text}
+    for option, path in files:
+        if (other := taken.setdefault(path.resolve(), option)) != option:
+            raise ValueError(f"{option} must be another file than {other}, got {path} twice")
     model = load(checkpoint, device)
-    ids, _ = read_ids(model, text)
-    report = look_inside(model, ids[:max_tokens])
+    report = look_inside(model, read_ids(model, text)[:max_tokens])
     report.to_html(out)
     if json:
         report.to_json(json)

@@ -644,7 +644,7 @@ def draw_memory(axes, report):
         color = layer_color(layer, len(report.memory))
         points = zip(memory["measured_window"], memory["effective_rank"], strict=True)
         known = [point for point in points if None not in point]
-        axes.plot(*zip(*known), "o", color=color)
+        axes.plot([x for x, _ in known], [y for _, y in known], "o", color=color)
     axes.set(xscale="log", xlabel="window, tokens", ylabel="effective rank", ylim=(0, None))
 
 

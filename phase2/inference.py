@@ -25,6 +25,7 @@ __all__ = [
     "BYTES",
     "tokenizer_of",
     "stream_text",
+    "UNFINISHED",
     "follow",
     "generate_text",
     "surprisals",
@@ -66,6 +67,7 @@ def choose_token(logits, temperature=0.0, top_k=None, top_p=None, generator=None
 # %% notebooks/09_inference.ipynb#checks
 SAMPLING = {
     "max_new_tokens": whole(0),
+    "stop_token": whole(0),
     "temperature": real(0),
     "top_k": whole(1),
     "top_p": real(0, highest=1, above=True),
@@ -144,11 +146,13 @@ def stream(
     Raises:
         ValueError: see :func:`check_sampling` and :func:`check_prompt`.
     """
-    check_sampling(temperature, top_k=top_k, top_p=top_p, max_new_tokens=max_new_tokens)
+    limits = {"max_new_tokens": max_new_tokens, "stop_token": stop_token}
+    check_sampling(temperature, top_k=top_k, top_p=top_p, **limits)
     check_prompt(input_ids, attention_mask, state, model.config)
-    steps = count() if max_new_tokens is None else range(max_new_tokens)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
-    return stream_steps(model, input_ids, state, attention_mask, steps, stop_token, options)
+    return stream_steps(
+        model, input_ids, state, attention_mask, max_new_tokens, stop_token, options
+    )
 
 
 # %% notebooks/09_inference.ipynb#stream-steps
@@ -167,11 +171,11 @@ def read_prompt(model, input_ids, state, attention_mask):
 
 
 @torch.no_grad()
-def stream_steps(model, input_ids, state, attention_mask, steps, stop_token, options):
+def stream_steps(model, input_ids, state, attention_mask, max_new_tokens, stop_token, options):
     """The loop of :func:`stream`, its arguments checked."""
     logits, state = read_prompt(model, input_ids, state, attention_mask)
     over = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
-    for _ in steps:
+    for _ in count() if max_new_tokens is None else range(max_new_tokens):
         token = choose_token(logits, **options)  # (B,)
         if stop_token is not None:
             token = torch.where(over, stop_token, token)
@@ -213,7 +217,7 @@ def generate(model, input_ids, max_new_tokens, return_state=False, **options):
     return (ids, state) if return_state else ids
 
 
-# %% notebooks/09_inference.ipynb#pad
+# %% notebooks/09_inference.ipynb#as-ids
 def as_ids(ids, device=None):
     """Token ids from a list, array or tensor: int64 (N,).
 
@@ -222,14 +226,19 @@ def as_ids(ids, device=None):
     """
     if isinstance(ids, str | bytes):
         raise TypeError(f"ids must be integers, got {type(ids).__name__}: encode the text first")
-    ids = (ids if torch.is_tensor(ids) else torch.tensor(ids)).to(device)
-    if ids.dim() != 1 or (ids.is_floating_point() and len(ids)):
+    try:
+        ids = (ids if torch.is_tensor(ids) else torch.tensor(ids)).to(device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"ids must be a list, array or tensor of integers ({error})") from error
+    whole_numbers = not (ids.is_floating_point() or ids.dtype == torch.bool)
+    if ids.dim() != 1 or (len(ids) and not whole_numbers):
         raise ValueError(
             f"ids must be integers of shape (N,), got {tuple(ids.shape)} of {ids.dtype}"
         )
     return ids.long()
 
 
+# %% notebooks/09_inference.ipynb#pad
 def pad_left(prompts):
     """Prompts of different lengths as one batch.
 
@@ -271,13 +280,14 @@ def tokenizer_of(model):
 
 
 # %% notebooks/09_inference.ipynb#text
-def stream_text(tokens, decode=BYTES.decode, stop_token=None):
+def stream_text(tokens, decode=BYTES.decode, stop_token=None, prompt=()):
     """Tokens to pieces of text, as soon as they are whole characters.
 
     Args:
         tokens: iterable of tensors (1,) or ints, as :func:`stream` gives for one prompt.
         decode: function from a list of ids to text; an unfinished character becomes U+FFFD.
         stop_token: token that is no text, and is left out.
+        prompt: list of the ids before them, which are not shown.
 
     Returns:
         Iterator of str; joined, they are what the tokens decode to.
@@ -286,23 +296,31 @@ def stream_text(tokens, decode=BYTES.decode, stop_token=None):
         ValueError: there are several tokens at once, of a batch; see :func:`generate_text`.
     """
     before, pending, shown = [], [], 0
-    for token in tokens:
+    for place, token in enumerate(chain(prompt, tokens), start=-len(prompt)):
         if torch.is_tensor(token) and token.numel() != 1:
             raise ValueError(f"tokens must come one by one, got {token.numel()} at once")
+        if place == 0:  # what of the prompt is unfinished stays there
+            before, pending, shown = [*before, *pending], [], 0
         token = int(token)
         if token == stop_token:
             continue
         pending.append(token)
         text = follow(before, pending, decode)
-        done = text.removesuffix("\ufffd")  # only the last character can be unfinished
-        if len(done) > shown:
+        done = text.rstrip("\ufffd")  # a character that is not finished
+        if len(text) - len(done) > UNFINISHED:  # that is no character at all
+            done = text.removesuffix("\ufffd")
+        if len(done) > shown and place >= 0:
             yield done[shown:]
-        if done == text:
+        shown = max(shown, len(done))
+        if text and done == text:
             before, pending, shown = pending, [], 0
-        else:
-            shown = len(done)
-    if pending:
+    if pending and place >= 0:
         yield follow(before, pending, decode)[shown:]
+
+
+# %% notebooks/09_inference.ipynb#follow
+# U+FFFD of an unfinished character: one for each of its 3 bytes, and of the 4 of the one before
+UNFINISHED = 7
 
 
 def follow(before, tokens, decode):
@@ -318,8 +336,8 @@ def generate_text(model, prompts, max_new_tokens, **options):
         model: Phase2IntegratedModel, with a `tokenizer` or of bytes.
         prompts: a str (or bytes), or a list of them, none empty.
         max_new_tokens: see :func:`stream`.
-        options: all others of :func:`stream`, by name; a row ends at the `end` of the tokenizer
-            if there is no other `stop_token`.
+        options: others of :func:`stream`, by name; a row ends at the `end` of the tokenizer if
+            there is no other `stop_token`.
 
     Returns:
         A str, or a list of them; the prompts are not repeated.
@@ -327,15 +345,16 @@ def generate_text(model, prompts, max_new_tokens, **options):
     Raises:
         TypeError, ValueError: see :func:`stream`, :func:`pad_left` and :func:`tokenizer_of`.
     """
-    if "return_state" in options:
-        raise TypeError("generate_text gives text alone; generate and stream give the state, too")
+    if taken := options.keys() & {"return_state", "attention_mask"}:
+        raise TypeError(f"generate_text takes and gives text alone: {min(taken)} is of generate")
     tokenizer, alone = tokenizer_of(model), isinstance(prompts, str | bytes)
-    ids, mask = pad_left([tokenizer.encode(text) for text in ([prompts] if alone else prompts)])
-    ids, mask = (x.to(model.embedding.weight.device) for x in (ids, mask))
+    prompts = [tokenizer.encode(text) for text in ([prompts] if alone else prompts)]
+    ids, mask = (x.to(model.embedding.weight.device) for x in pad_left(prompts))
     options = {"stop_token": tokenizer.end} | options
     rows = generate(model, ids, max_new_tokens, attention_mask=mask, **options)
-    end, decode = options["stop_token"], tokenizer.decode
-    texts = ["".join(stream_text(row[ids.shape[1] :], decode, end)) for row in rows]
+    found = zip(rows[:, ids.shape[1] :], prompts, strict=True)
+    rest = tokenizer.decode, options["stop_token"]
+    texts = ["".join(stream_text(row, *rest, prompt)) for row, prompt in found]
     return texts[0] if alone else texts
 
 
@@ -388,12 +407,15 @@ def bytes_predicted(model, ids, chunk):
     if isinstance(tokenizer, ByteTokenizer):
         return len(ids) - 1
     pieces = (as_ids(ids[start : start + chunk]).tolist() for start in range(1, len(ids), chunk))
-    ends, size = 0, 0
+    ends, size, first = 0, 0, as_ids(ids[:1]).tolist()
+    first = [] if first == [tokenizer.end] else first
     for end, tokens in groupby(chain.from_iterable(pieces), tokenizer.end.__eq__):
         if end:
             ends += sum(1 for _ in tokens)
         else:  # not piece by piece: a character may begin in one and end in the next
-            size += sum(len(text.encode()) for text in stream_text(tokens, tokenizer.decode))
+            texts = stream_text(tokens, tokenizer.decode, prompt=first)
+            size += sum(len(text.encode()) for text in texts)
+        first = []
     return ends + size
 
 
@@ -450,13 +472,15 @@ def interact(
     """
     encode, decode = encode or tokenizer_of(model).encode, decode or tokenizer_of(model).decode
     state, device = None, model.embedding.weight.device
+    filters = {name: options[name] for name in SAMPLING.keys() & options.keys()}
+    check_sampling(**{"temperature": 0.0, "max_new_tokens": max_new_tokens} | filters)
     try:
         while (line := read("> ").rstrip("\r\n")) != "quit":
             if line == "reset":
                 state = None
-            elif line:
-                prompt = as_ids(encode(line), device)[None]
-                state = answer(model, prompt, decode, max_new_tokens, write, state=state, **options)
+            elif len(ids := as_ids(encode(line), device)):
+                rest = ids[None], decode, max_new_tokens, write
+                state = answer(model, *rest, state=state, **options)
     except (EOFError, KeyboardInterrupt):
         write()
 
@@ -470,7 +494,7 @@ def answer(model, prompt, decode, max_new_tokens, write, stop_token=None, **opti
         state = yield from stream(model, prompt, max_new_tokens, stop_token=stop_token, **options)
 
     state = None
-    for piece in stream_text(tokens(), decode, stop_token):
+    for piece in stream_text(tokens(), decode, stop_token, prompt[0]):
         write(piece, end="", flush=True)
     write()
     return state

@@ -89,9 +89,8 @@ def real(lowest, highest=math.inf, above=False):
     def allowed(value):
         if not isinstance(value, int | float) or isinstance(value, bool):
             return False
-        return (
-            math.isfinite(value) and lowest <= value <= highest and not (above and value == lowest)
-        )
+        finite = abs(value) < math.inf  # also of an int that is no float
+        return finite and lowest <= value <= highest and not (above and value == lowest)
 
     upper = f" and at most {highest:g}" if highest < math.inf else ""
     return allowed, f"a number {'above' if above else 'of at least'} {lowest:g}{upper}"
@@ -106,8 +105,8 @@ def one_of(names):
 RULES = {
     **dict.fromkeys(["vocab_size", "d_model", "n_layers", "n_heads"], whole(1)),
     **dict.fromkeys(["n_seq", "consolidate_every"], whole(1)),
-    **dict.fromkeys(["base_decay", "dt", "hebbian_eta", "snr_threshold"], real(0, above=True)),
-    **dict.fromkeys(["snr_gamma_boost", "snr_eta_boost", "gamma_adjust_rate"], real(0)),
+    **dict.fromkeys(["base_decay", "dt", "hebbian_eta", "snr_threshold"], real(1e-30, 1e30)),
+    **dict.fromkeys(["snr_gamma_boost", "snr_eta_boost", "gamma_adjust_rate"], real(0, 1e30)),
     "resonance_strength": real(0, highest=1),
     "resonance_basis": one_of(BASES),
 }
@@ -755,7 +754,7 @@ PRESETS = {
 
 
 def initialize(model):
-    """Weights of a new model: unit embedding, residual branches that sum to one, a faint head."""
+    """Weights of a new model: unit embedding, branches of 3/4 its size together, a faint head."""
     depth = 2 * len(model.blocks)
     with torch.no_grad():
         for block in model.blocks:
@@ -792,11 +791,12 @@ def forget(model):
 
 
 def restore_bases(model):
-    """Make the resonance bases anew: a cast would round them, and `to_empty` lose them."""
+    """Make the resonance bases anew: a cast would round them, and a move from `meta` lose them."""
     config, weight = model.config, model.embedding.weight
-    basis = resonance_basis(config.resonance_basis, config.d_model // config.n_heads)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    basis = resonance_basis(config.resonance_basis, config.d_model // config.n_heads, dtype)
     for block in model.blocks:
-        block.basis = basis.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+        block.basis = basis.to(weight.device)
 
 
 # %% notebooks/07_model.ipynb#predict
@@ -858,6 +858,12 @@ class Phase2IntegratedModel(torch.nn.Module):
         super()._apply(fn, recurse)
         restore_bases(self)
         return self
+
+    def load_state_dict(self, *args, **options):
+        """As of any module; with `assign=True` the bases follow the weights to their device."""
+        found = super().load_state_dict(*args, **options)
+        restore_bases(self)
+        return found
 
     forward = predict
     get_statistics = statistics

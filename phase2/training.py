@@ -53,7 +53,6 @@ __all__ = [
     "piece_size",
     "pieces",
     "loss_of",
-    "as_tuple",
     "diverged",
     "gradient",
     "look_inside",
@@ -170,15 +169,16 @@ class BPETokenizer:
         tokenizer = type(tokenizer).from_str(tokenizer.to_str())  # a copy: that of others stays
         tokenizer.no_truncation(), tokenizer.no_padding()  # text is all of the text
         tokenizer.encode_special_tokens = True  # "<|end|>" in a text is seven letters, not an end
-        ends = [
-            tokenizer.token_to_id(end) for end in ENDS if tokenizer.token_to_id(end) is not None
-        ]
+        ends = [i for i in map(tokenizer.token_to_id, ENDS) if i is not None]
         if not ends:
             raise ValueError(
                 f"tokenizer must have a token that ends a document, {' or '.join(ENDS)}"
             )
         self.tokenizer, self.end = tokenizer, ends[0]
         self.vocab_size = tokenizer.get_vocab_size()
+
+    def __reduce__(self):  # a pickled one would have forgotten encode_special_tokens
+        return BPETokenizer, (self.tokenizer,)
 
     def encode(self, text):
         """A str, or UTF-8 bytes -> ids, (N,) int32."""
@@ -197,10 +197,11 @@ def train_bpe(documents, vocab_size):
     """Learn a byte-pair encoding from a list of str.
 
     Raises:
-        ValueError: `vocab_size` leaves no room beside the 256 bytes and the end.
+        ValueError: `vocab_size` leaves no room beside the 256 bytes and the end, or has no end.
     """
-    if vocab_size <= 257:
-        raise ValueError(f"vocab_size must be above 257, the bytes and the end; got {vocab_size}")
+    if not isinstance(vocab_size, int) or not 257 < vocab_size <= 10**6:
+        allowed = "above 257, the bytes and the end, and at most a million"
+        raise ValueError(f"vocab_size must be {allowed}; got {vocab_size!r}")
     library = need("tokenizers")
     tokenizer = library.Tokenizer(library.models.BPE())
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -222,12 +223,15 @@ def read_documents(texts):
     Raises:
         ValueError: there is no text, or a text that is the name of a file.
     """
-    texts = [texts] if isinstance(texts, str | bytes | os.PathLike) else list(texts)
+    texts = [texts] if isinstance(texts, str | bytes | bytearray | os.PathLike) else list(texts)
     for text in texts:
         if isinstance(text, str) and len(text) < 1000 and os.path.isfile(text):
             raise ValueError(f"{text!r} is the text itself; to read that file, give a Path")
     texts = [text.encode() if isinstance(text, str) else text for text in texts]
-    read = [text if isinstance(text, bytes) else Path(text).read_bytes() for text in texts]
+    read = [
+        bytes(text) if isinstance(text, bytes | bytearray) else Path(text).read_bytes()
+        for text in texts
+    ]
     if not any(read):
         raise ValueError("texts must hold some text, got none")
     return [document for document in read if document]
@@ -290,7 +294,7 @@ def as_tokenizer(tokenizer):
     """
     tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)  # what `transformers` wraps
     if type(tokenizer).__module__.partition(".")[0] == "tokenizers":
-        return BPETokenizer(tokenizer)
+        return BPETokenizer(getattr(tokenizer, "_tokenizer", tokenizer))  # of a ready-made class
     interface = ("encode", "decode", "end", "vocab_size")
     if missing := [name for name in interface if not hasattr(tokenizer, name)]:
         kind = type(tokenizer).__name__
@@ -318,7 +322,7 @@ def text_data(texts, tokenizer="bytes", vocab_size=1024, held_out=0.1):
         TypeError: `tokenizer` is none.
         OSError: a file cannot be read.
     """
-    if not 0 <= held_out < 1:
+    if not isinstance(held_out, int | float) or not 0 <= held_out < 1:
         raise ValueError(f"held_out must be from 0 to below 1, got {held_out!r}")
     if isinstance(tokenizer, str) and tokenizer not in ("bytes", "bpe"):
         raise ValueError(f"tokenizer must be 'bytes', 'bpe' or a tokenizer, got {tokenizer!r}")
@@ -508,14 +512,10 @@ def pieces(run):
 
 def loss_of(model, window, look=False):
     """Mean loss of the windows (rows, N + 1) in nats a token, and diagnostics if asked."""
-    logits, *diagnostics = as_tuple(model(window[:, :-1], return_diagnostics=look))
+    found = model(window[:, :-1], return_diagnostics=look)
+    logits, diagnostics = found if look else (found, None)
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten())
-    return loss, (diagnostics or [None])[0]
-
-
-def as_tuple(value):
-    """A tuple as it is, anything else as a tuple of one."""
-    return value if isinstance(value, tuple) else (value,)
+    return loss, diagnostics
 
 
 # %% notebooks/08_training.ipynb#diverged
@@ -601,7 +601,8 @@ def check_run(config, data, settings, accelerator):
 
     Raises:
         ValueError: text too short, vocabulary too small, an id beyond it, a batch that cannot be
-            shared equally, or an accelerator that shards the model or trains in float16.
+            shared equally, or an accelerator that shards the model, trains in float16 or
+            accumulates gradients of its own.
     """
     length, processes = len(data.train.ids), accelerator.num_processes
     if length <= config.n_seq:
@@ -613,9 +614,10 @@ def check_run(config, data, settings, accelerator):
         raise ValueError(
             f"vocab_size must be at least that of the tokenizer, {need_ids}; got {has}"
         )
-    largest = max(int(part.ids.numpy().max()) for part in data[:2] if len(part.ids))
-    if largest >= config.vocab_size:
-        raise ValueError(f"ids must be below vocab_size = {config.vocab_size}, got {largest}")
+    for ids in (part.ids.numpy() for part in data[:2] if len(part.ids)):
+        if wrong := [i for i in (ids.min(), ids.max()) if not 0 <= i < config.vocab_size]:
+            allowed = f"from 0 to below vocab_size = {config.vocab_size}"
+            raise ValueError(f"ids of the text must be {allowed}, got {wrong[0]}")
     if settings.batch_size % (settings.accumulate * processes):
         shares = f"accumulate ({settings.accumulate}) × processes ({processes})"
         raise ValueError(f"batch_size must be a multiple of {shares}, got {settings.batch_size}")
@@ -623,6 +625,9 @@ def check_run(config, data, settings, accelerator):
     if accelerator.mixed_precision not in ("no", "bf16") or "FSDP" in kind or "DEEPSPEED" in kind:
         got = f"{accelerator.mixed_precision}, {kind}"
         raise ValueError(f"accelerator must use float32 or bf16 and whole models, got {got}")
+    if (own := accelerator.gradient_accumulation_steps) != 1:
+        why = f"got gradient_accumulation_steps = {own}; there is accumulate for that"
+        raise ValueError(f"accelerator must not accumulate, {why}")
 
 
 # %% notebooks/08_training.ipynb#prepare
@@ -639,12 +644,11 @@ def warn_of_another(tokenizer, model):
 
 
 def prepare(model, data, settings, accelerator, folder=None):
-    """A Run at step 0: the model on its device and with its tokenizer, AdamW over its groups."""
+    """A Run at step 0: the model on its device, AdamW over its groups."""
     if not isinstance(data, TextData):
         raise TypeError(f"data must be TextData, from text_data(…), got {type(data).__name__}")
     check_run(model.config, data, settings, accelerator)
     warn_of_another(data.tokenizer, model)
-    model.tokenizer = data.tokenizer
     groups = parameter_groups(model, settings.weight_decay)
     rates = {"lr": settings.learning_rate, "betas": (0.9, 0.95)}
     optimizer = torch.optim.AdamW(groups, **rates, fused=True)
@@ -665,7 +669,7 @@ def held_out_bits(run):
     mine = chosen[accelerator.process_index :: accelerator.num_processes]
     model.eval()
     total = torch.zeros((), device=accelerator.device)
-    for some in mine.split(piece_size(run.settings, accelerator)):
+    for some in mine.split(piece_size(run.settings, accelerator)) if len(mine) else ():
         rows = tokens.ids[some[:, None] * windows.n_seq + torch.arange(windows.n_seq + 1)]
         total += loss_of(model, rows.long().to(accelerator.device))[0] * len(some)
     loss = accelerator.reduce(total, "sum").item() / count
@@ -805,6 +809,7 @@ def fingerprint(data):
     """A short name for a text and its tokenization: other data, another name."""
     digest = hashlib.sha256()
     for tokens in (data.train, data.held_out):
+        digest.update(f"{len(tokens.ids)} {tokens.ids.dtype} {tokens.size} ".encode())
         digest.update(tokens.ids.contiguous().numpy())
     return digest.hexdigest()[:16]
 
@@ -864,7 +869,7 @@ def resume_run(run):
         if changed := differences({"precision": state["precision"]}, precision):
             raise CheckpointError(f"{path}: a run goes on as it began, but {changed}")
         if state["data"] != fingerprint(run.data):
-            raise CheckpointError(f"{path}: from a run on another text")
+            raise CheckpointError(f"{path}: from a run on another text, or held_out")
         history = read_history(run.folder / HISTORY, state["step"])
         fit_weights(model, state["model_state_dict"], path)
         run.optimizer.load_state_dict(state["optimizer_state_dict"])
@@ -880,7 +885,7 @@ def resume_run(run):
 
 # %% notebooks/08_training.ipynb#history
 def read_history(path, steps):
-    """The first `steps` lines of a log, one dict each; later lines are cut off the file.
+    """The first `steps` lines of a log, one dict each; without those after them.
 
     Raises:
         CheckpointError: there are fewer, or one is no JSON, or not of its step.
@@ -972,17 +977,25 @@ def begin(run, resume):
     """Start or go on in the folder of a run, if it has one.
 
     Raises:
-        FileExistsError: something of a run is there, and `resume` is False; or a model without
-            its run.
+        FileExistsError: something of a run is there, and `resume` is False; or files that are of
+            no run.
+        CheckpointError: see :func:`read_history` and :func:`resume_run`.
     """
     if run.folder is None:
         return
-    path, model = run.folder / CHECKPOINT, run.folder / MODEL
-    if model.exists() and not path.exists():  # its tokenizer would be replaced
-        raise FileExistsError(f"{model} exists, without its run: choose another folder")
-    for file in (path, run.folder / HISTORY, run.folder / "tokenizer.json"):
-        if file.exists() and not resume:
-            raise FileExistsError(f"{file} exists: resume, or choose another folder")
+    path, history, tokenizer = (run.folder / x for x in (CHECKPOINT, HISTORY, "tokenizer.json"))
+    others = [run.folder / MODEL, run.folder / "config.json"]  # of a run only beside its checkpoint
+    others += [] if history.exists() else [tokenizer]
+    for file in () if path.exists() else others:
+        if file.exists():
+            raise FileExistsError(f"{file} exists, without its run: choose another folder")
+    if path.exists() and not resume:
+        raise FileExistsError(f"{path} exists: resume, or choose another folder")
+    if history.exists() and not path.exists():  # not saved before it was stopped, or under way
+        read_history(history, len(history.read_text().splitlines()))
+        if not resume:
+            why = "of a run that has saved nothing yet: remove it, or choose another folder"
+            raise FileExistsError(f"{history} exists, {why}")
     if path.exists():
         resume_run(run)
     run.accelerator.wait_for_everyone()  # all have read before one writes
@@ -1083,8 +1096,7 @@ def train(
     accelerator = accelerator or need("accelerate").Accelerator()
     folder = Path(out) if out else None
     run = prepare(model, data, to_settings(settings, values), accelerator, folder)
-    begin(run, resume)
-    run_to_the_end(run, progress, on_step)
+    run_to_the_end(run, resume, progress, on_step)
     return run.history
 
 
@@ -1114,10 +1126,12 @@ def finish(run):
     model.eval()
 
 
-def run_to_the_end(run, progress, on_step):
-    """:func:`run_steps`, after which the model is plain again, whatever has happened."""
+def run_to_the_end(run, resume, progress, on_step):
+    """:func:`begin` and :func:`run_steps`; the model is plain after it, whatever has happened."""
     with Interruption() as interruption, repeatable(run.accelerator.device):
         try:
+            begin(run, resume)
+            run.plain_model.tokenizer = run.data.tokenizer
             run_steps(run, interruption, progress, on_step)
         finally:
             unwrap(run)

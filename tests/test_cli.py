@@ -116,6 +116,51 @@ def test_resuming_nothing_starts_and_says_so(text, tmp_path):
     assert "there is no run in" in result.stderr and "12 steps" in result.stdout
 
 
+def test_what_a_run_began_with_stays(run, text, tmp_path, monkeypatch):
+    bare = ["train", "--out", run, "--resume"]
+    assert "with --tokenizer bytes: leave it out" in phase2(*bare, "--tokenizer", "bpe", code=1)
+    assert "with --vocab-size 1024" in phase2(*bare, "--vocab-size", 300, code=1)
+    assert "another text, or held_out" in phase2(*bare, "--held-out", 0.5, code=1)
+    monkeypatch.chdir(tmp_path)  # the plainest way: the folder is "run", no option is given again
+    phase2("train", "--text", text, *TINY, *QUICK)
+    assert "the model is in run" in phase2("train", "--resume")
+    (tmp_path / "run" / "options.json").write_text("[1]")
+    assert "options.json: damaged" in phase2("train", "--resume", code=1)
+
+
+def test_a_text_that_has_moved_is_remembered_where_it_is(text, tmp_path):
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text(TEXT)
+    train = ["train", "--out", tmp_path / "run"]
+    phase2(*train, "--text", first, *TINY, *QUICK)
+    first.rename(second)
+    assert phase2(*train, "--resume", "--text", second) == phase2(*train, "--resume")
+
+
+def test_a_model_to_begin_with_is_found_from_anywhere(run, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    out = ["--out", tmp_path / "more"]
+    phase2("train", "--init", run.name, "--text", text.name, *out, *QUICK)
+    monkeypatch.chdir(tmp_path)
+    assert "the model is in more" in phase2("train", "--resume", "--out", "more")
+
+
+def test_warnings_are_sentences(text, tmp_path):
+    arguments = [*TINY, *QUICK, "--tokenizer", "bpe", "--vocab-size", 280]
+    phase2("train", "--text", text, "--out", tmp_path, *arguments)
+    (tmp_path / "tokenizer.json").unlink()
+    command = [sys.executable, "-m", "phase2", "generate", tmp_path, "--prompt", "a"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.stderr.startswith("phase2: warning: ") and done.stderr.count("\n") == 1
+
+
+def test_without_standard_input(run):
+    command = f"{sys.executable} -m phase2 generate {run} <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1 and "give --prompt" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_train_with_byte_pairs(text, tmp_path):
     pairs = ["--tokenizer", "bpe", "--vocab-size", 280]
     arguments = ["train", "--text", text, "--out", tmp_path, *TINY, *QUICK, *pairs]
@@ -190,6 +235,9 @@ def test_completion():
         (["train", "--text", "TEXT", "--steps", "0"], 1, "steps must be"),
         (["train", "--text", "TEXT", "--steps", "many"], 2, "--steps"),
         (["train", "--text", "EMPTY"], 1, "must hold some text"),
+        (["train", "--text", "TEXT", "--set", "base_decay=1e-300"], 1, "base_decay must be"),
+        (["train", "--text", "TEXT", "--seed", "9" * 20], 2, "--seed"),
+        (["generate", "RUN", "--top-k", "0"], 1, "top_k must be"),
         (["generate"], 2, "checkpoint"),
         (["generate", "nowhere", "--prompt", "a"], 1, "nowhere: no such file or folder"),
         (["generate", "RUN", "--prompt", ""], 1, "--prompt must not be empty"),
@@ -201,7 +249,12 @@ def test_completion():
         (["evaluate", "RUN", "--text", "EMPTY"], 1, "must hold some text"),
         (["diagnose", "RUN", "--text", "TEXT", "--out", "no/such/folder.html"], 1, "no/such"),
         (["diagnose", "RUN", "--text", "TEXT", "--json", "no/such/folder.json"], 1, "no/such"),
-        (["diagnose", "RUN", "--text", "TEXT", "--out", "a", "--json", "a"], 1, "two files"),
+        (
+            ["diagnose", "RUN", "--text", "TEXT", "--out", "a", "--json", "a"],
+            1,
+            "another file than --out",
+        ),
+        (["diagnose", "RUN", "--text", "TEXT", "--out", "TEXT"], 1, "another file than --text"),
     ],
 )
 def test_failures_are_one_line_and_a_code(run, text, tmp_path, monkeypatch, arguments, code, words):

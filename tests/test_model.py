@@ -315,8 +315,14 @@ def poisoned(model):
     [
         ({"n_heads": 0}, "n_heads must be an integer of at least 1, got 0"),
         ({"n_layers": 2.0}, "n_layers must be an integer"),
-        ({"base_decay": 0}, "base_decay must be a number above 0, got 0"),
-        ({"dt": float("nan")}, "dt must be a number above 0, got nan"),
+        (
+            {"base_decay": 0},
+            "base_decay must be a number of at least 1e-30 and at most 1e\\+30, got 0",
+        ),
+        (
+            {"dt": float("nan")},
+            "dt must be a number of at least 1e-30 and at most 1e\\+30, got nan",
+        ),
         ({"resonance_strength": 2}, "resonance_strength must be .* at most 1"),
         ({"resonance_basis": "wave"}, "resonance_basis must be one of zeta"),
         ({"d_model": 30, "n_heads": 4}, "d_model must be an even multiple of n_heads = 4"),

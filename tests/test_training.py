@@ -444,10 +444,11 @@ def test_tokenizers_of_others_end_their_documents_in_their_own_way(end):
 def test_ids_beyond_the_vocabulary_are_refused_before_the_first_step():
     class Odd(ByteTokenizer):
         def encode(self, text):
-            return super().encode(text).int() + 200
+            return super().encode(text).int() + self.shift
 
-    with pytest.raises(ValueError, match="ids must be below vocab_size = 256, got"):
-        train(tiny(), text_data(TEXT, tokenizer=Odd()), **RUN)
+    for Odd.shift in (200, -100):
+        with pytest.raises(ValueError, match="ids of the text must be from 0 to below vocab_size"):
+            train(tiny(), text_data(TEXT, tokenizer=Odd()), **RUN)
 
 
 def test_byte_pairs_shorten_the_text_and_count_its_bytes():
@@ -533,7 +534,10 @@ def test_windows_feed_a_data_loader():
         (lambda: text_data(TEXT, held_out=1), "held_out must be from 0 to below 1, got 1"),
         (lambda: text_data(TEXT, tokenizer="words"), "'bytes', 'bpe' or a tokenizer"),
         (lambda: text_data([]), "some text"),
-        (lambda: train_bpe([TEXT], 200), "above 257, the bytes and the end; got 200"),
+        (
+            lambda: train_bpe([TEXT], 200),
+            "above 257, the bytes and the end, and at most a million; got 200",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(wrong, message):
@@ -569,12 +573,24 @@ def test_a_resumed_run_leaves_no_model_of_before(tmp_path):
     assert all(torch.equal(weight, found[name]) for name, weight in best.items())
 
 
-@pytest.mark.parametrize("name", ["history.jsonl", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["history.jsonl", "tokenizer.json", "config.json"])
 def test_a_folder_with_files_of_others_is_left_alone(name, tmp_path):
     (tmp_path / name).write_text("precious")
-    with pytest.raises(FileExistsError, match=f"{name} exists: resume, or choose another"):
-        train(tiny(), DATA, **RUN, out=tmp_path)
+    for resume in (False, True):
+        with pytest.raises((FileExistsError, CheckpointError), match=f"{name}(: damaged| exists)"):
+            train(tiny(), DATA, **RUN, out=tmp_path, resume=resume)
     assert (tmp_path / name).read_text() == "precious"
+
+
+def test_a_run_that_has_saved_nothing(tmp_path):
+    def stop(entry):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(tiny(), DATA, **RUN, out=tmp_path, on_step=stop)
+    with pytest.raises(FileExistsError, match="saved nothing yet: remove it, or choose another"):
+        train(tiny(), DATA, **RUN, out=tmp_path)  # it may be under way
+    assert len(train(tiny(), DATA, **RUN, out=tmp_path, resume=True)) == RUN["steps"]
 
 
 def test_a_log_that_two_runs_have_written_is_damaged(tmp_path):
