@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, and nothing but a model gets in."""
 
+import copy
 import json
 import os
 import pickle
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phase2.model import create_phase2_model, empty_state
+from phase2.resonance import resonance_basis
 from phase2.training import ByteTokenizer, CheckpointError, text_data, train
 
 pytest.importorskip("huggingface_hub")
@@ -457,3 +459,37 @@ def test_a_copied_checkpoint_of_byte_pairs_finds_its_tokenizer(pairs, tmp_path):
     train(create_phase2_model(**TINY), data, steps=1, out=tmp_path, progress=False)
     shutil.copy(tmp_path / "training.pt", tmp_path / "best.pt")
     assert from_pretrained(tmp_path / "best.pt").tokenizer.vocab_size == 300
+
+
+def test_the_tokenizer_of_the_model_itself_is_saved(tmp_path):
+    data = text_data("some text, " * 50, "bpe", vocab_size=270, held_out=0)
+    model = create_phase2_model(d_model=16, n_layers=1, n_heads=1, vocab_size=270)
+    model.tokenizer = data.tokenizer.tokenizer  # as the library has it
+    save_pretrained(model, tmp_path)
+    assert from_pretrained(tmp_path).tokenizer.vocab_size == data.tokenizer.vocab_size
+    small = create_phase2_model(d_model=16, n_layers=1, n_heads=1)
+    small.tokenizer = data.tokenizer
+    with pytest.raises(ValueError, match="tokens, the model knows 256"):
+        save_pretrained(small, tmp_path / "small")
+
+
+def test_a_run_that_was_not_evaluated_keeps_its_tokenizer(tmp_path):
+    library = pytest.importorskip("tokenizers")
+    few = library.Tokenizer(library.models.WordLevel({"a": 0, "b": 1, "</s>": 2}, "</s>"))
+    few.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    data = text_data("a b " * 200, few, held_out=0)
+    model = create_phase2_model(d_model=16, n_layers=1, n_heads=1, vocab_size=3, n_seq=16)
+    train(model, data, steps=2, batch_size=2, warmup=1, out=tmp_path, progress=False)
+    assert torch.load(tmp_path / "training.pt")["best"] is None
+    assert from_pretrained(tmp_path).tokenizer.vocab_size == 3
+
+
+def test_bases_are_exact_wherever_a_model_comes_from():
+    exact = resonance_basis("zeta", 16, torch.float64)
+    model = create_phase2_model(d_model=16, n_layers=1, n_heads=1)
+    assert torch.equal(copy.deepcopy(model).double().blocks[0].basis, exact)
+    with torch.device("meta"):
+        empty = create_phase2_model(d_model=16, n_layers=1, n_heads=1)
+    empty.load_state_dict(model.state_dict(), assign=True)
+    ids = torch.randint(0, 256, (2, 600))
+    assert torch.equal(empty(ids), model(ids))

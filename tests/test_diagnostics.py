@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from phase2.diagnostics import (
     decaying_rank,
     diagnose,
     doubling,
+    draw_memory,
     effective_rank,
     forgetting,
     observe,
@@ -387,3 +389,12 @@ def test_a_file_is_read_as_bytes(tmp_path):
     path.write_bytes("café ".encode("latin1") * 20)
     small = create_phase2_model(d_model=16, n_layers=1, n_heads=1)
     assert diagnose(small, path).tokens[-1] == 100
+
+
+def test_a_panel_without_a_window():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    _, axes = plt.subplots()
+    memory = {"measured_window": [None], "effective_rank": [1.0]}
+    draw_memory(axes, SimpleNamespace(memory=[memory]))
+    assert len(axes.lines[0].get_xdata()) == 0
+    plt.close("all")

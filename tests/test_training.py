@@ -1,5 +1,6 @@
 """Training: exact resuming, exact sharing, and refusing what cannot work."""
 
+import copy
 import json
 import math
 import os
@@ -671,3 +672,69 @@ def test_what_is_no_text_or_no_data_is_refused():
         train(tiny(), DATA, {"steps": 2})
     assert text_data(TEXT.encode()).train.ids.equal(DATA.train.ids)
     assert ByteTokenizer().decode([-100, 65, 300]) == "\ufffdA\ufffd"
+
+
+def test_a_pickled_tokenizer_is_the_same():
+    """It would have forgotten that the name of a token in a text is only letters."""
+    tokenizer = text_data(TEXT, "bpe", vocab_size=300).tokenizer
+    ids = tokenizer.encode("a<|end|>b")
+    assert tokenizer.end not in ids
+    for other in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+        assert torch.equal(other.encode("a<|end|>b"), ids)
+
+
+def test_the_ready_made_classes_of_the_library():
+    library = pytest.importorskip("tokenizers")
+    made = library.ByteLevelBPETokenizer()
+    made.train_from_iterator([TEXT], vocab_size=300, special_tokens=["</s>"], show_progress=False)
+    tokenizer = text_data(TEXT, made).tokenizer
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+
+
+def test_another_cut_of_the_same_text_is_another_text(tmp_path):
+    one, other = (text_data(TEXT, held_out=share) for share in (0.1, 0.9))
+    train(tiny(), one, **RUN, out=tmp_path)
+    with pytest.raises(CheckpointError, match="from a run on another text, or held_out"):
+        train(tiny(), other, **RUN, out=tmp_path, resume=True)
+
+
+def test_a_process_without_a_window_to_evaluate():
+    run = training.prepare(tiny(), DATA, training.TrainSettings(), accelerate.Accelerator(cpu=True))
+    whole = training.held_out_bits(run)
+    run.settings = training.TrainSettings(evaluate_windows=1, batch_size=2)
+    alone = training.held_out_bits(run)
+    shares = []
+    for number in (0, 1):
+        run.accelerator = SimpleNamespace(
+            process_index=number,
+            num_processes=2,
+            device=torch.device("cpu"),
+            reduce=lambda total, _: total,
+            unwrap_model=lambda model, **_: model,
+        )
+        shares.append(training.held_out_bits(run))
+    assert shares == [alone, 0.0] and math.isfinite(whole)
+
+
+def test_an_accelerator_that_accumulates_is_refused():
+    with pytest.raises(ValueError, match="must not accumulate, got gradient_accumulation_steps"):
+        train(
+            tiny(),
+            DATA,
+            **RUN,
+            accelerator=accelerate.Accelerator(cpu=True, gradient_accumulation_steps=4),
+        )
+
+
+def test_a_model_whose_run_is_refused_is_as_it_was(tmp_path):
+    (tmp_path / "config.json").write_text("precious")
+    model, state = tiny(), accelerate.state.AcceleratorState
+    model.tokenizer = before = ByteTokenizer()
+    state._reset_state(True)  # one precision a process, as long as nobody asks for this
+    try:
+        half = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
+        with pytest.raises(FileExistsError):
+            train(model, DATA, **RUN, out=tmp_path, accelerator=half)
+    finally:
+        state._reset_state(True)
+    assert "forward" not in vars(model) and model.tokenizer is before
