@@ -210,7 +210,7 @@ def warn_unstable(unstable, energy, gamma_adjust_rate):
         )
         warnings.warn(
             f"Lyapunov stability violated: the energy of {count} of {unstable.numel()} memories "
-            f"{found}. {cure} the learning rate.",
+            f"{found}. {cure} the learning rate of the optimizer.",
             StabilityWarning,
             stacklevel=2,
         )
