@@ -104,14 +104,14 @@ def snapshot(seen, state):
         over the piece, `stability_metrics` also `energy_by_head` and `energy_bound_by_head`,
         E and the most it can be.
     """
-    looks = []
+    snapshots = []
     for layer, memory in enumerate(state.layers):
-        look = {name: numbers(seen[name][layer]) for name in seen if name != "gamma_values"}
-        look["gamma_values"] = seen["gamma_values"][layer][0].mean(0).tolist()
-        look["stability_metrics"]["energy_by_head"] = energy(memory.fast_weights)[0].tolist()
-        look["stability_metrics"]["energy_bound_by_head"] = memory.bound[0].square().tolist()
-        looks.append(look)
-    return looks
+        taken = {name: numbers(seen[name][layer]) for name in seen if name != "gamma_values"}
+        taken["gamma_values"] = seen["gamma_values"][layer][0].mean(0).tolist()
+        taken["stability_metrics"]["energy_by_head"] = energy(memory.fast_weights)[0].tolist()
+        taken["stability_metrics"]["energy_bound_by_head"] = memory.bound[0].square().tolist()
+        snapshots.append(taken)
+    return snapshots
 
 
 def numbers(values):
@@ -119,11 +119,11 @@ def numbers(values):
     return {name: value for name, value in values.items() if isinstance(value, float)}
 
 
-def over_time(looks):
+def over_time(snapshots):
     """[{a: x}, {a: y}, …] -> {a: [x, y, …]}, within dicts as well."""
-    if not isinstance(looks[0], dict):
-        return looks
-    return {name: over_time([look[name] for look in looks]) for name in looks[0]}
+    if not isinstance(snapshots[0], dict):
+        return snapshots
+    return {name: over_time([one[name] for one in snapshots]) for name in snapshots[0]}
 
 
 # %% notebooks/10_diagnostics.ipynb#rank
@@ -440,13 +440,13 @@ def diagnose(model, text, encode=None, piece=None):
     if piece is not None and not allowed(piece):
         raise ValueError(f"piece must be {meaning}, got {piece!r}")
     piece = min(piece or max(16, -(-len(ids) // SNAPSHOTS)), -(-len(ids) // 2))  # two at least
-    looks, places = {}, {}
+    snapshots, places = {}, {}
     for read, seen, state in observe(model, ids, piece):
-        looks[read] = snapshot(seen, state)
+        snapshots[read] = snapshot(seen, state)
         if is_place(read, piece, len(ids)):
             places[read] = state
     lost = measure_windows(model, places, ids)
-    return compile_report(model, looks, seen, state, lost)
+    return compile_report(model, snapshots, seen, state, lost)
 
 
 # %% notebooks/10_diagnostics.ipynb#places
@@ -479,17 +479,17 @@ def measure_windows(model, places, ids):
 
 
 # %% notebooks/10_diagnostics.ipynb#compile
-def compile_report(model, looks, seen, state, windows):
+def compile_report(model, snapshots, seen, state, windows):
     """The Report of a text that was read.
 
     Args:
         model: Phase2IntegratedModel.
-        looks: a :func:`snapshot` by the number of tokens read before it.
+        snapshots: a :func:`snapshot` by the number of tokens read before it.
         seen, state: the last diagnostics and Phase2State.
         windows: what :func:`measure_windows` returns.
     """
     windows, followed = windows
-    layers = [over_time(list(look)) for look in zip(*looks.values(), strict=True)]
+    layers = [over_time(list(layer)) for layer in zip(*snapshots.values(), strict=True)]
     diagnostics = {name: [layer[name] for layer in layers] for name in seen}
     memory = []
     for layer, held in enumerate(state.layers):
@@ -508,7 +508,7 @@ def compile_report(model, looks, seen, state, windows):
     statistics = model.get_statistics()
     sizes = {name: statistics[name] for name in ("num_parameters", "num_layers")}
     found = plain({"diagnostics": diagnostics, "memory": memory})
-    return Report(model.config.to_dict(), sizes, list(looks), **found)
+    return Report(model.config.to_dict(), sizes, list(snapshots), **found)
 
 
 # %% notebooks/10_diagnostics.ipynb#table

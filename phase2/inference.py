@@ -359,43 +359,43 @@ def generate_text(model, prompts, max_new_tokens, **options):
 
 
 # %% notebooks/09_inference.ipynb#evaluate
-def surprisals(model, ids, chunk=1024):
+def surprisals(model, ids, piece=1024):
     """−ln p of every token of a text given all before it, read in pieces with carried state.
 
     Args:
         model: Phase2IntegratedModel.
         ids: token ids, at least two: a list, a 1-D tensor or array; only slices of it are held.
-        chunk: tokens read at once; changes the RAM it takes, not the result.
+        piece: tokens read at once; changes the RAM it takes, not the result.
 
     Returns:
         Iterator of tensors in nats, one for each piece, N − 1 values together: nothing predicts
         the first token.
 
     Raises:
-        ValueError: less than two tokens, a `chunk` below 1, or ids that are no tokens.
+        ValueError: less than two tokens, a `piece` below 1, or ids that are no tokens.
     """
     allowed, meaning = whole(1)
-    if not allowed(chunk):
-        raise ValueError(f"chunk must be {meaning}, got {chunk!r}")
+    if not allowed(piece):
+        raise ValueError(f"piece must be {meaning}, got {piece!r}")
     if len(as_ids(ids[:2])) < 2:
         found = f"got {len(ids)}"
         raise ValueError(f"ids must hold at least two tokens, one to predict from one, {found}")
-    return surprisal_pieces(model, ids, chunk)
+    return surprisal_pieces(model, ids, piece)
 
 
 @torch.no_grad()
-def surprisal_pieces(model, ids, chunk):
+def surprisal_pieces(model, ids, piece):
     """The iterator of :func:`surprisals`, its arguments checked."""
     state, device = None, model.embedding.weight.device
-    for start in range(0, len(ids) - 1, chunk):
-        piece = as_ids(ids[start : start + chunk + 1], device)
-        check_input(piece[None], None, None, model.config)  # the last one too, only predicted
-        logits, state = model(piece[None, :-1], state, return_state=True)
-        yield torch.nn.functional.cross_entropy(logits[0].float(), piece[1:], reduction="none")
+    for start in range(0, len(ids) - 1, piece):
+        part = as_ids(ids[start : start + piece + 1], device)
+        check_input(part[None], None, None, model.config)  # the last one too, only predicted
+        logits, state = model(part[None, :-1], state, return_state=True)
+        yield torch.nn.functional.cross_entropy(logits[0].float(), part[1:], reduction="none")
 
 
 # %% notebooks/09_inference.ipynb#bytes-predicted
-def bytes_predicted(model, ids, chunk):
+def bytes_predicted(model, ids, piece):
     """Bytes that all ids but the first encode; None if the tokenizer of the model is not known.
 
     The end of a document counts as one, as in :func:`phase2.training.tokenize`.
@@ -406,10 +406,10 @@ def bytes_predicted(model, ids, chunk):
     tokenizer = tokenizer_of(model)
     if isinstance(tokenizer, ByteTokenizer):
         return len(ids) - 1
-    pieces = (as_ids(ids[start : start + chunk]).tolist() for start in range(1, len(ids), chunk))
+    parts = (as_ids(ids[start : start + piece]).tolist() for start in range(1, len(ids), piece))
     ends, size, first = 0, 0, as_ids(ids[:1]).tolist()
     first = [] if first == [tokenizer.end] else first
-    for end, tokens in groupby(chain.from_iterable(pieces), tokenizer.end.__eq__):
+    for end, tokens in groupby(chain.from_iterable(parts), tokenizer.end.__eq__):
         if end:
             ends += sum(1 for _ in tokens)
         else:  # not piece by piece: a character may begin in one and end in the next
@@ -420,11 +420,11 @@ def bytes_predicted(model, ids, chunk):
 
 
 # %% notebooks/09_inference.ipynb#evaluate-all
-def evaluate(model, ids, chunk=1024, n_bytes=None):
+def evaluate(model, ids, piece=1024, n_bytes=None):
     """How well a model predicts a text: equation (eq-perplexity).
 
     Args:
-        model, ids, chunk: see :func:`surprisals`; or a text (str, or a Path to a file), for the
+        model, ids, piece: see :func:`surprisals`; or a text (str, or a Path to a file), for the
             tokenizer of the model.
         n_bytes: b, bytes that the predicted tokens encode; None counts them.
 
@@ -441,12 +441,12 @@ def evaluate(model, ids, chunk=1024, n_bytes=None):
     allowed, meaning = real(0, above=True)
     if n_bytes is not None and not allowed(n_bytes):
         raise ValueError(f"n_bytes must be {meaning}, got {n_bytes!r}")
-    pieces = surprisals(model, ids, chunk)
-    total = sum(piece.double().sum().item() for piece in pieces)
+    parts = surprisals(model, ids, piece)
+    total = sum(part.double().sum().item() for part in parts)
     tokens = len(ids) - 1
     loss = total / tokens
     perplexity = math.inf if loss >= 700 else math.exp(loss)  # e^709 is the largest float
-    size = n_bytes or bytes_predicted(model, ids, chunk)
+    size = n_bytes or bytes_predicted(model, ids, piece)
     bits = total / math.log(2) / size if size else None
     return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits, "tokens": tokens}
 

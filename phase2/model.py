@@ -176,18 +176,18 @@ def learning_rate(raw, hebbian_eta):
 
 # %% notebooks/07_model.ipynb#activation
 class FeedForward(torch.autograd.Function):
-    """y = relu(x Uᵀ)² Oᵀ; for the backward pass it keeps r = relu(x Uᵀ) and not its square."""
+    """y = relu(x W↑ᵀ)² W↓ᵀ; for the backward pass it keeps r = relu(x W↑ᵀ) and not its square."""
 
     @staticmethod
     def forward(ctx, x, up, down):
-        """x (T, d), `up` U (4d, d), `down` O (d, 4d) -> y (T, d)."""
+        """x (T, d), `up` W↑ (4d, d), `down` W↓ (d, 4d) -> y (T, d)."""
         relu = (x @ up.T).relu_()
         ctx.save_for_backward(x, up, down, relu)
         return relu.square() @ down.T
 
     @staticmethod
     def backward(ctx, dy):
-        """dy -> dx, dU and dO."""
+        """dy -> dx, dW↑ and dW↓."""
         x, up, down, relu = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative
             relu = (x @ up.T).relu()
@@ -197,11 +197,11 @@ class FeedForward(torch.autograd.Function):
 
 
 def feed_forward(x, up, down):
-    """The two-layer network of equation (eq-block): relu(x Uᵀ)² Oᵀ.
+    """The two-layer network of equation (eq-block): relu(x W↑ᵀ)² W↓ᵀ.
 
     Args:
         x: (…, d).
-        up, down: U (4d, d) and O (d, 4d), the W↑ and W↓ of the equation.
+        up, down: W↑ (4d, d) and W↓ (d, 4d).
 
     Returns:
         (…, d), in half precision under autocast.

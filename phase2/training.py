@@ -414,7 +414,7 @@ class TrainSettings:
     warmup: int = 50  # steps to the peak
     weight_decay: float = 0.1
     clip: float = 1.0  # largest norm of the gradient
-    log_every: int = 10  # steps between two looks into the memory
+    log_every: int = 10  # steps between two snapshots of the memory
     evaluate_every: int = 100
     evaluate_windows: int = 64  # of held-out text, spread over it
     save_every: int = 100

@@ -235,10 +235,10 @@ def test_scores_do_not_depend_on_the_pieces(model):
     ids = prompts(300)
     logits = model(ids[None, :-1])[0]
     expected = F.cross_entropy(logits, ids[1:], reduction="none").detach()
-    for chunk in (1, 7, 16, 299, 10_000):
-        found = torch.cat(list(surprisals(model, ids, chunk)))
+    for piece in (1, 7, 16, 299, 10_000):
+        found = torch.cat(list(surprisals(model, ids, piece)))
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    result = evaluate(model, ids, chunk=64)
+    result = evaluate(model, ids, piece=64)
     assert result["tokens"] == 299
     assert result["loss"] == pytest.approx(expected.mean().item(), abs=1e-5)
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
@@ -261,7 +261,7 @@ def test_texts_are_only_sliced(model):
 
     loss = evaluate(model, ids)["loss"]
     for other in (ids.tolist(), ids.numpy().astype(np.uint8), Sliced()):
-        assert evaluate(model, other, chunk=32)["loss"] == pytest.approx(loss, abs=1e-5)
+        assert evaluate(model, other, piece=32)["loss"] == pytest.approx(loss, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_texts_are_only_sliced(model):
     [
         ({"ids": [1]}, "ids must hold at least two"),
         ({"ids": []}, "ids must hold at least two"),
-        ({"ids": [1, 2], "chunk": 0}, "chunk must be"),
+        ({"ids": [1, 2], "piece": 0}, "piece must be"),
         ({"ids": [1, 2, 300]}, "got 300"),  # a token that is only predicted
         ({"ids": [1, 2, -100]}, "got -100"),  # which a loss of torch would skip
         ({"ids": torch.zeros(1, 9, dtype=torch.long)}, r"ids must be integers of shape \(N,\)"),
@@ -353,19 +353,19 @@ def test_bits_per_byte_count_the_bytes_of_the_tokens():
     wide.tokenizer = pairs
     size = len(text.encode()) - len(pairs.decode(ids[:1]).encode())
     expected = unknown["loss"] * (len(ids) - 1) / math.log(2) / size
-    for scores in (evaluate(wide, ids, chunk=7), evaluate(wide, text)):
+    for scores in (evaluate(wide, ids, piece=7), evaluate(wide, text)):
         assert scores["bits_per_byte"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 64])
-def test_bytes_do_not_depend_on_the_pieces(chunk):
+@pytest.mark.parametrize("piece", [1, 3, 64])
+def test_bytes_do_not_depend_on_the_pieces(piece):
     """Characters of several tokens, and documents' ends, which count as one byte."""
     text = "naïve 東京 🙂 " * 5
     data = text_data([text, text], "bpe", vocab_size=262, held_out=0)
     wide = create_phase2_model(d_model=16, n_layers=1, n_heads=1, vocab_size=262)
     wide.tokenizer = data.tokenizer
     ids = torch.cat((torch.tensor([ord("x")]), data.train.ids))
-    scores = evaluate(wide, ids, chunk=chunk)
+    scores = evaluate(wide, ids, piece=piece)
     assert data.train.size == 2 * len(text.encode()) + 1
     nats = scores["loss"] * scores["tokens"]
     assert scores["bits_per_byte"] == pytest.approx(nats / math.log(2) / data.train.size)
@@ -477,7 +477,7 @@ def test_scores_of_files_and_of_nothing(model, tmp_path):
     assert evaluate(byte_model, path)["tokens"] == 6 * 20 - 1  # bytes, not replaced characters
     with pytest.raises(ValueError, match="to read that file, give a Path"):
         evaluate(byte_model, str(path))
-    for wrong in (lambda: surprisals(model, [5]), lambda: surprisals(model, [5, 6], chunk=0)):
+    for wrong in (lambda: surprisals(model, [5]), lambda: surprisals(model, [5, 6], piece=0)):
         with pytest.raises(ValueError):
             wrong()  # at once, not at the first piece
 
