@@ -122,7 +122,7 @@ def check_keys(keys, known):
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-            raise ValueError(f"unknown configuration key {key!r}{hint}")
+            raise ValueError(f"unknown key {key!r}{hint}")
 
 
 # %% notebooks/07_model.ipynb#config

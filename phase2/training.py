@@ -648,6 +648,9 @@ def prepare(model, data, settings, accelerator, folder=None):
     if not isinstance(data, TextData):
         raise TypeError(f"data must be TextData, from text_data(…), got {type(data).__name__}")
     check_run(model.config, data, settings, accelerator)
+    if settings.warmup > settings.steps:
+        late = f"{settings.warmup}, is longer than the run, {settings.steps} steps"
+        warnings.warn(f"warmup, {late}: the learning rate does not reach its peak", stacklevel=3)
     warn_of_another(data.tokenizer, model)
     groups = parameter_groups(model, settings.weight_decay)
     rates = {"lr": settings.learning_rate, "betas": (0.9, 0.95)}

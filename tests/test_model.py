@@ -326,7 +326,7 @@ def poisoned(model):
         ({"resonance_strength": 2}, "resonance_strength must be .* at most 1"),
         ({"resonance_basis": "wave"}, "resonance_basis must be one of zeta"),
         ({"d_model": 30, "n_heads": 4}, "d_model must be an even multiple of n_heads = 4"),
-        ({"hebian_eta": 0.1}, "unknown configuration key 'hebian_eta', did you mean 'hebbian_eta'"),
+        ({"hebian_eta": 0.1}, "unknown key 'hebian_eta', did you mean 'hebbian_eta'"),
     ],
 )
 def test_bad_configurations_are_refused(values, message):

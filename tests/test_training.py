@@ -738,3 +738,8 @@ def test_a_model_whose_run_is_refused_is_as_it_was(tmp_path):
     finally:
         state._reset_state(True)
     assert "forward" not in vars(model) and model.tokenizer is before
+
+
+def test_a_warm_up_longer_than_the_run_is_said():
+    with pytest.warns(UserWarning, match="warmup, 50, is longer than the run, 1 steps"):
+        train(tiny(), DATA, steps=1, progress=False)
