@@ -648,10 +648,10 @@ def test_a_model_that_gets_another_tokenizer_says_so():
     pairs = text_data(TEXT, "bpe", vocab_size=300)
     model = tiny(vocab_size=300)
     with warnings.catch_warnings(action="error"):
-        train(model, pairs, **RUN | {"steps": 1})
-        train(model, pairs, **RUN | {"steps": 1})  # the same
+        train(model, pairs, **RUN | {"steps": 4})
+        train(model, pairs, **RUN | {"steps": 4})  # the same
     with pytest.warns(UserWarning, match="another tokenizer than the text"):
-        train(model, DATA, **RUN | {"steps": 1})
+        train(model, DATA, **RUN | {"steps": 4})
 
 
 def test_a_tokenizer_that_cuts_or_pads_reads_all_of_a_text():
