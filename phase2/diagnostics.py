@@ -140,7 +140,7 @@ def effective_rank(fast_weights):
     """
     sigma = torch.linalg.svdvals(fast_weights.float())  # (..., D)
     total = sigma.sum(-1)
-    # p_i = σ_i / Σ σ_j;  r = exp(−Σ p_i ln p_i)
+    # p_i = s_i / Σ s_j;  r = exp(−Σ p_i ln p_i)
     p = sigma / total.clamp(min=torch.finfo(sigma.dtype).tiny)[..., None]
     return torch.where(total > 0, torch.exp(torch.special.entr(p).sum(-1)), 0.0)
 
@@ -152,8 +152,8 @@ def decaying_rank(gamma):
     Args:
         gamma: Γ dt > 0 of one token.
     """
-    kept = math.exp(-gamma)  # ρ
-    # ln r = −ln(1 − ρ) − ρ ln ρ / (1 − ρ)
+    kept = math.exp(-gamma)  # κ
+    # ln r = −ln(1 − κ) − κ ln κ / (1 − κ)
     return math.exp(-math.log1p(-kept) + gamma * kept / (1 - kept))
 
 
