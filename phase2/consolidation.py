@@ -13,6 +13,7 @@ from phase2.memory import (
     check_memory,
     chunk_gradients,
     cumulative_angle,
+    decays,
     evolve,
     memory_chunked,
     memory_step,
@@ -450,7 +451,7 @@ def stretches(q, k, v, gamma, potential, eta, state, count, basis, config):
     """
     dtype, dt, every = torch.promote_types(q.dtype, torch.float32), config.dt, q.shape[1] // count
     gamma, potential, eta = (x.to(dtype) for x in (gamma, potential, eta))
-    tensors = q, k.to(q.dtype), v.to(q.dtype), gamma * dt, potential * dt, eta
+    tensors = q, k.to(q.dtype), v.to(q.dtype), decays(gamma, dt), potential * dt, eta
     state = MemoryState(*(x.to(dtype) for x in state))
     known = MemoryState(*(x.detach() for x in state))
     options = basis, config, min(CHUNK, every), count

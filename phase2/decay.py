@@ -36,6 +36,8 @@ def propagator(potential, gamma, dt=1.0):
         e^{−iV dt} e^{−Γ dt}, complex, of the broadcast shape.
     """
     potential, gamma = torch.broadcast_tensors(torch.as_tensor(potential), torch.as_tensor(gamma))
+    wide = torch.promote_types(torch.result_type(potential, gamma), torch.float32)
+    potential, gamma = potential.to(wide), gamma.to(wide)
     return torch.polar(torch.exp(-gamma * dt), -potential * dt)
 
 
@@ -100,7 +102,7 @@ def decay_rate(raw, base_decay):
         base_decay: Γ_0 > 0, the floor, 1 / time.
 
     Returns:
-        Γ > base_decay, of the shape of `raw`, 1 / time.
+        Γ ≥ base_decay, above it but for rounding, of the shape of `raw`, 1 / time.
 
     Raises:
         ValueError: base_decay is not positive.
@@ -169,8 +171,9 @@ class DecayPotential(torch.nn.Module):
     def forward(self, x):
         """x (B, N, d_model) -> V (rad / time) and Γ (1 / time), each (B, N, H)."""
         turns, raw = self.linear(x).chunk(2, dim=-1)
-        gamma = decay_rate(raw, self.base_decay)
-        return turns * (gamma - self.base_decay), gamma
+        wide = torch.promote_types(raw.dtype, torch.float32)  # a floor and what is above it
+        gamma, above = decay_rate(raw.to(wide), self.base_decay), F.softplus(raw.to(wide))
+        return turns.to(wide) * above, gamma
 
 
 # %% notebooks/01_decay.ipynb#warn

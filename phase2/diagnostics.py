@@ -267,10 +267,10 @@ def traces(model, ids, layer):
     finally:
         handle.remove()
     q, k, v = block.qkv(seen[0]).unflatten(-1, (3, model.config.n_heads, -1)).unbind(2)
-    k, _ = look_back(k, block.key_mix, empty_memory(1, *k.shape[2:], k.device))
+    k, _ = look_back(k, block.key_mix, empty_memory(1, *k.shape[2:], k.device, k.dtype))
     potential, _ = block.potential(seen[0])
-    angle = cumulative_angle(potential.float() * model.config.dt)  # Φ, (1, N, H)
-    turned = rotate(k, angle[:, -1:] - angle)  # R(Φ_N − Φ_s) k_s
+    angle = cumulative_angle(potential.double() * model.config.dt)  # Φ, (1, N, H)
+    turned = rotate(k, (angle[:, -1:] - angle).to(k.dtype))  # R(Φ_N − Φ_s) k_s
     return Traces(q[0], turned[0], v[0], state.layers[layer].fast_weights[0])
 
 
@@ -350,9 +350,10 @@ def check_recall(config, length, layer, head, key, top):
 def votes(model, layer, head, answer):
     """The prediction that one answer (D,) would make alone: equation (eq-votes), (vocab_size,)."""
     block, dim = model.blocks[layer], len(answer)
-    columns = block.out.weight[:, head * dim : (head + 1) * dim]  # (d_model, D)
-    y = torch.nn.functional.layer_norm(answer, (dim,)).to(columns.dtype)
-    return torch.softmax(model.head(model.norm(columns @ y)).float(), dim=-1)
+    y = torch.nn.functional.layer_norm(answer, (dim,)).to(model.embedding.weight.dtype)
+    alone = y.new_zeros(model.config.d_model)  # what `out` is given if the other heads are silent
+    alone[head * dim : (head + 1) * dim] = y
+    return torch.softmax(model.head(model.norm(block.out(alone))).float(), dim=-1)
 
 
 # %% notebooks/10_diagnostics.ipynb#report
@@ -474,7 +475,9 @@ def measure_windows(model, places, ids):
     """
     lags = doubling(min(REACH, len(ids) - max(places)))
     left = [forgetting(model, state, ids[read:], lags) for read, state in places.items()]
-    depth = -torch.stack(left).log().mean(0).permute(1, 2, 0)  # (layers, H, lags)
+    left = torch.stack(left)
+    left = left.clamp(min=torch.finfo(left.dtype).eps)  # below that rounding is all there is
+    depth = -left.log().mean(0).permute(1, 2, 0)  # (layers, H, lags)
     return [[window(lags, head) for head in layer] for layer in depth.tolist()], lags[-1]
 
 

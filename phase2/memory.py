@@ -24,6 +24,8 @@ __all__ = [
     "times",
     "split_times",
     "join_times",
+    "GONE",
+    "decays",
     "chunk_decays",
     "carry",
     "products",
@@ -77,7 +79,8 @@ def as_complex(x):
     pairs = x.unflatten(-1, (-1, 2))
     steps = () if torch.compiler.is_compiling() else (x.storage_offset(), *x.stride()[:-1])
     aligned = steps and x.stride(-1) == 1 and not any(step % 2 for step in steps)
-    return torch.view_as_complex(pairs if aligned else pairs.contiguous())
+    copied = pairs if aligned else pairs.clone(memory_format=torch.contiguous_format)
+    return torch.view_as_complex(copied)
 
 
 def as_real(x):
@@ -122,8 +125,9 @@ def memory_step(q, k, v, gamma, potential, eta, dt, fast_weights):
     # W_t = e^{-Γ_t dt} R(V_t dt) W_{t-1} + η_t k_t v_tᵀ
     kept = evolve(fast_weights, gamma * dt, potential * dt)
     fast_weights = torch.addcmul(kept, (eta[..., None] * k)[..., :, None], v[..., None, :])
-    # y_t = W_tᵀ q_t
-    return (q[..., None, :] @ fast_weights).squeeze(-2), fast_weights
+    with torch.autocast(q.device.type, enabled=False):
+        y = (q[..., None, :] @ fast_weights).squeeze(-2)  # y_t = W_tᵀ q_t
+    return y, fast_weights
 
 
 # %% notebooks/02_memory.ipynb#checks
@@ -133,7 +137,7 @@ def check_values(gamma, fast_weights=None):
         raise ValueError(
             f"gamma must be positive everywhere, its smallest value is {gamma.min().item():.4g}"
         )
-    if fast_weights is not None and not math.isfinite(fast_weights.sum().item()):
+    if fast_weights is not None and not math.isfinite(fast_weights.sum(dtype=torch.float64).item()):
         raise ValueError("state must be finite, it holds NaN or infinity")
 
 
@@ -239,6 +243,14 @@ def join_times(x, factor, size):
 
 
 # %% notebooks/02_memory.ipynb#decays
+GONE = 88.0  # e^{−88} is nothing beside any number of float32
+
+
+def decays(gamma, dt):
+    """Γ dt of (B, N, H), at most `GONE`: a larger one would cost its neighbors their digits."""
+    return (gamma * dt).clamp(max=GONE)
+
+
 def chunk_decays(decay, size):
     """The four decays of equation (eq-chunk), none above 1.
 
@@ -273,8 +285,13 @@ def carry(first, added, across, backwards=False):
         (B, H, D, D).
     """
     added, order = added.to(first.dtype), range(added.shape[1])
-    given = torch.empty_like(added)
     order = order[::-1] if backwards else order
+    if torch.compiler.is_compiling():  # a compiler does not write into a part of a tensor
+        found = [first]
+        for now in order:
+            found.append(torch.addcmul(added[:, now], found[-1], across[:, now]))
+        return torch.stack(found[-2::-1] if backwards else found[:-1], 1), found[-1]
+    given = torch.empty_like(added)
     given[:, order[0]] = first
     for now, then in itertools.pairwise(order):
         torch.addcmul(added[:, now], given[:, now], across[:, now], out=given[:, then])
@@ -518,17 +535,19 @@ def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None
     Args:
         q, k, v, gamma, potential, eta, dt, state: as for :func:`memory_recurrent`.
         mask: (B, N) bool, False where there is no token: nothing is forgotten, turned or written
-            there, and y means nothing.
-        chunk_size: C, tokens handled by one matrix product; changes the speed, not the result.
+            there, and y means nothing. All arguments must be finite there too, and Γ > 0.
+        chunk_size: C ≥ 1, tokens handled by one matrix product; changes the speed, not the result.
 
     Returns:
         y (B, N, H, D) in the dtype of `q` and W after the last token (B, H, D, D), in float32 or
         float64.
 
     Raises:
-        ValueError: see :func:`check_memory`.
+        ValueError: see :func:`check_memory`; or a mask of another shape.
     """
     check_memory(q, k, v, gamma, potential, eta, state)
+    if mask is not None and mask.shape != q.shape[:2]:
+        raise ValueError(f"mask must have shape {tuple(q.shape[:2])}, got {tuple(mask.shape)}")
     batch, length, heads, dim = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     if state is None:
@@ -541,7 +560,7 @@ def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None
     size = min(chunk_size, length)
     extra = -length % size
     narrow = (pad(x.to(q.dtype), extra) for x in (q, k, v))
-    rates = (pad(x.to(wide), extra) for x in (gamma * dt, potential * dt, eta))
+    rates = (pad(x.to(wide), extra) for x in (decays(gamma, dt), potential * dt, eta))
     y, last = ChunkedMemory.apply(*narrow, *rates, state, size)
     return y[:, :length], last
 

@@ -105,7 +105,8 @@ def one_of(names):
 RULES = {
     **dict.fromkeys(["vocab_size", "d_model", "n_layers", "n_heads"], whole(1)),
     **dict.fromkeys(["n_seq", "consolidate_every"], whole(1)),
-    **dict.fromkeys(["base_decay", "dt", "hebbian_eta", "snr_threshold"], real(1e-30, 1e30)),
+    **dict.fromkeys(["base_decay", "dt", "hebbian_eta"], real(1e-30, 1e30)),
+    "snr_threshold": real(1e-3, 1e6),
     **dict.fromkeys(["snr_gamma_boost", "snr_eta_boost", "gamma_adjust_rate"], real(0, 1e30)),
     "resonance_strength": real(0, highest=1),
     "resonance_basis": one_of(BASES),
@@ -732,7 +733,7 @@ def statistics(model):
     parameters = list(model.parameters())
     blocks = []
     for block in model.blocks:
-        state, zero = block.fast_weight_state, torch.zeros_like(block.qkv.weight[0])
+        state, zero = block.fast_weight_state, torch.zeros_like(block.memory_norm.weight)
         lives = half_life(block.potential(zero)[1]).tolist()
         norm = None if state is None else state.float().norm().item()
         size = sum(p.numel() for p in block.parameters())
@@ -793,10 +794,11 @@ def forget(model):
 def restore_bases(model):
     """Make the resonance bases anew: a cast would round them, and a move from `meta` lose them."""
     config, weight = model.config, model.embedding.weight
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    basis = resonance_basis(config.resonance_basis, config.d_model // config.n_heads, dtype)
-    for block in model.blocks:
-        block.basis = basis.to(weight.device)
+    with torch.inference_mode(False):  # bases of that mode could not be trained with
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        basis = resonance_basis(config.resonance_basis, config.d_model // config.n_heads, dtype)
+        for block in model.blocks:
+            block.basis = basis.to(weight.device)
 
 
 # %% notebooks/07_model.ipynb#predict

@@ -54,7 +54,8 @@ def discrete_response(omega, potential, gamma, dt=1.0):
         ‖W‖² in the steady state, time²; periodic in ω with period 2π / dt.
     """
     kept = torch.exp(-torch.as_tensor(gamma) * dt)
-    return dt**2 / (1 - 2 * kept * torch.cos((omega - potential) * dt) + kept**2)
+    angle = torch.as_tensor((omega - potential) * dt)
+    return dt**2 / (1 - 2 * kept * torch.cos(angle) + kept**2)
 
 
 # %% notebooks/04_resonance.ipynb#modes

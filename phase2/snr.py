@@ -130,9 +130,9 @@ def gate(weights, threshold):
 
 # %% notebooks/03_snr.ipynb#select
 def check_selection(threshold, gamma_boost):
-    """Refuse a threshold that is not positive or a boost that is negative, with a ValueError."""
-    if not 0 < threshold < math.inf:
-        raise ValueError(f"threshold must be positive and finite, got {threshold}")
+    """Refuse a threshold too small for float64 or a negative boost, with a ValueError."""
+    if not 1e-3 <= threshold <= 1e6:  # with less, rounding decides what is empty
+        raise ValueError(f"threshold must be from 0.001 to 1e6, got {threshold}")
     if not gamma_boost >= 0:
         raise ValueError(f"gamma_boost must be zero or more, got {gamma_boost}")
 

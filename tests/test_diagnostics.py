@@ -398,3 +398,20 @@ def test_a_panel_without_a_window():
     draw_memory(axes, SimpleNamespace(memory=[memory]))
     assert len(axes.lines[0].get_xdata()) == 0
     plt.close("all")
+
+
+def test_votes_see_an_adapter(model, ids):
+    class Adapted(torch.nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x) + x.flip(-1)
+
+    adapted = copy.deepcopy(model)
+    for block in adapted.blocks:
+        block.out, block.qkv = Adapted(block.out), torch.nn.Sequential(block.qkv)
+    one, other = (recall(m, ids[:40], 1, 0).votes for m in (model, adapted))
+    assert (one - other).abs().max() > 1e-4
+    adapted.get_statistics()

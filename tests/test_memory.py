@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -202,3 +203,51 @@ def test_messages_speak_of_shapes_as_tuples():
     *tensors, state = inputs(1, 6, 1, 4, torch.float64, seed=0)
     with pytest.raises(ValueError, match=r"shape \(1, 1, 4, 4\), got \(1, 1, 4, 3\)"):
         memory_chunked(*tensors, state=state[..., :3])
+
+
+def test_a_contiguous_tensor_that_begins_at_an_odd_place():
+    buffer = torch.randn(2 * 8 * 2 * 4 + 1)
+    q = buffer[1:].view(2, 8, 2, 4)
+    k, v = F.normalize(torch.randn(2, 8, 2, 4), dim=-1), torch.randn(2, 8, 2, 4)
+    rates = 0.1 * torch.rand(2, 8, 2) + 0.01, torch.randn(2, 8, 2), torch.rand(2, 8, 2)
+    y, _ = memory_chunked(q, k, v, *rates, chunk_size=4)
+    torch.testing.assert_close(y, memory_recurrent(q, k, v, *rates)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_large_half_precision_state_is_finite():
+    tokens = torch.randn(3, 1, 4, 16, 64)
+    rates = torch.full((3, 1, 4, 16), 0.1)
+    memory_chunked(*tokens, *rates, state=torch.ones(1, 16, 64, 64).half())
+
+
+def test_a_mask_of_another_shape_is_refused():
+    tokens, rates = torch.randn(3, 2, 4, 1, 8), torch.full((3, 2, 4, 1), 0.1)
+    with pytest.raises(ValueError, match=r"mask must have shape \(2, 4\), got \(4,\)"):
+        memory_chunked(*tokens, *rates, mask=torch.ones(4, dtype=torch.bool))
+
+
+def test_a_token_that_erases_everything_costs_its_neighbors_no_digits():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 64, 1, 16)
+    k = F.normalize(k, dim=-1)
+    gamma = 0.01 + 0.2 * torch.rand(1, 64, 1)
+    for gone in (1e3, 1e6, torch.inf):
+        gamma[:, 5] = gone
+        rates = gamma, torch.randn(1, 64, 1), torch.rand(1, 64, 1)
+        y, _ = memory_chunked(q, k, v, *rates)
+        expected, _ = memory_recurrent(q, k, v, *rates)
+        torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_autocast_leaves_the_definition_as_it_is():
+    tokens, rates = torch.randn(3, 2, 9, 1, 8), 0.1 + torch.rand(3, 2, 9, 1)
+    expected, _ = memory_recurrent(*tokens, *rates)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(memory_recurrent(*tokens, *rates)[0], expected)
+
+
+def test_several_chunks_compile_without_a_break():
+    tokens, rates = torch.randn(3, 2, 70, 2, 8), 0.1 + torch.rand(3, 2, 70, 2)
+    compiled = torch.compile(memory_chunked, backend="aot_eager", fullgraph=True)
+    for found, expected in zip(compiled(*tokens, *rates), memory_chunked(*tokens, *rates)):
+        torch.testing.assert_close(found, expected)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phase2 import Phase2Config, Phase2IntegratedModel, create_phase2_model
-from phase2.decay import half_life
+from phase2.decay import DecayPotential, half_life
 from phase2.model import PRESETS, empty_state, plan
 
 TINY = dict(vocab_size=40, d_model=16, n_layers=2, n_heads=2, consolidate_every=8)
@@ -409,3 +409,28 @@ def test_documents_of_similar_length_are_read_together(monkeypatch):
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
+def test_weights_swapped_in_inference_mode_can_be_trained_with():
+    model, ids = tiny(), torch.randint(0, 40, (1, 40))
+    with torch.inference_mode():
+        model.load_state_dict(model.state_dict())
+    model(ids).sum().backward()
+
+
+def test_a_threshold_that_rounding_would_decide_is_refused():
+    for threshold in (0, 1e-6, 1e200):
+        with pytest.raises(ValueError, match="snr_threshold must be a number of at least 0.001"):
+            Phase2Config(snr_threshold=threshold)
+
+
+def test_rates_keep_their_digits_above_a_high_floor():
+    layer = DecayPotential(8, 2, base_decay=0.1)
+    with torch.no_grad():
+        layer.linear.weight.zero_()
+        layer.linear.bias.copy_(torch.tensor([1.0, 1.0, -9.0, -8.0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        potential, gamma = layer(torch.zeros(1, 1, 8))
+    exact = torch.nn.functional.softplus(torch.tensor([-9.0, -8.0]))
+    torch.testing.assert_close(potential[0, 0], exact, rtol=1e-2, atol=0)
+    assert gamma.dtype == torch.float32

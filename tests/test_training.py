@@ -1,6 +1,7 @@
 """Training: exact resuming, exact sharing, and refusing what cannot work."""
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -554,13 +555,15 @@ def test_a_missing_package_says_how_to_get_it():
 # What an adversary tried
 
 
-def test_a_resumed_run_leaves_no_model_of_before(tmp_path):
+def test_a_resumed_run_leaves_no_model_of_before(tmp_path, monkeypatch):
     """Finished by patience, saved, resumed with more of it, and killed: what loads is the run."""
     checkpoints = pytest.importorskip("phase2.checkpoints")
-    short = RUN | {"steps": 20, "evaluate_every": 2, "learning_rate": 0.5, "warmup": 0}
+    short, worse = RUN | {"steps": 20, "evaluate_every": 2}, itertools.count(100.0)
     model = tiny()
-    history = train(model, DATA, **short, patience=1, out=tmp_path)
-    assert len(history) < 20
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "held_out_bits", lambda run: next(worse))
+        history = train(model, DATA, **short, patience=1, out=tmp_path)
+    assert len(history) == 4
     checkpoints.save_pretrained(model, tmp_path)
 
     def kill(entry):
