@@ -2,6 +2,7 @@
 # and git are all that a machine must have.
 
 PYTHON ?= python3
+PORT ?= 8000
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
@@ -22,13 +23,15 @@ install: $(INSTALLED)  ## make .venv and install everything (the other targets d
 $(INSTALLED): pyproject.toml constraints.txt book/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Phase 2 needs Python 3.11 or newer: make PYTHON=python3.x" \
 	    if sys.version_info < (3, 11) else 0)'
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(RUN) pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing into $(VENV): this takes some minutes the first time."
 	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt \
 	    -e '.[book,test,train]' -e book
 	@touch $@
 
 # A book that built with warnings is built whole the next time: Sphinx does not repeat them.
 $(BUILT): $(INSTALLED) $(BOOK_SOURCES)
+	$(RUN) phase2_book.exporter --check
 	$(VENV)/bin/jupyter-book build . --all -W -n --keep-going
 	@touch $@
 
@@ -47,8 +50,8 @@ test: $(BUILT)  ## unit tests, every notebook as a test, the exporter's check, t
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab --notebook-dir=. notebooks
 
-serve: $(BUILT)  ## serve the book at http://127.0.0.1:8000
-	$(RUN) http.server 8000 --bind 127.0.0.1 --directory _build/html
+serve: $(BUILT)  ## serve the book at http://127.0.0.1:8000, or another PORT=…
+	$(RUN) http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 notebooks: $(INSTALLED)  ## run every notebook and store its outputs
 	$(RUN) phase2_book.exporter
@@ -58,7 +61,8 @@ notebooks: $(INSTALLED)  ## run every notebook and store its outputs
 
 package: $(INSTALLED)  ## write phase2/ from the notebooks
 	$(RUN) phase2_book.exporter
+	@rm -rf build  # pip would install what an earlier build has left there
 
 clean:  ## remove what was built; .venv stays
-	rm -rf _build build .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 MODULES = ("consolidation", "decay", "memory", "model", "resonance", "snr", "stability")
+GUIDES = ("checkpoints", "diagnostics", "inference", "training")  # most need an extra
 
 
 if not TYPE_CHECKING:  # a checker would believe that any name exists
@@ -39,7 +40,8 @@ if not TYPE_CHECKING:  # a checker would believe that any name exists
             return getattr(importlib.import_module("phase2.model"), name)
         if name in MODULES:
             return importlib.import_module(f"phase2.{name}")
-        raise AttributeError(f"module 'phase2' has no attribute {name!r}")
+        hint = f"; import phase2.{name}" if name in GUIDES else ""
+        raise AttributeError(f"module 'phase2' has no attribute {name!r}{hint}")
 
 
 def __dir__():

@@ -134,10 +134,10 @@ def need(name):
     """
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
+    except ModuleNotFoundError:
         package = name.partition(".")[0]
         message = f'{package} is not installed; it comes with: pip install "phase2[train]"'
-        raise ImportError(message) from error
+        raise ImportError(message) from None  # one error is enough to read
 
 
 # %% notebooks/08_training.ipynb#from-utf8

@@ -256,6 +256,14 @@ def test_traceback_leads_to_the_cell(export, root):
     assert marker == "# %% notebooks/01_decay.ipynb#fail"
 
 
+@pytest.mark.parametrize("damage", [lambda text: "<<<<<<< HEAD\n" + text, lambda text: text[:99]])
+def test_a_damaged_notebook_is_named(damage, export, root):
+    write_notebook(root, *CELLS)
+    path = root / "notebooks" / "01_decay.ipynb"
+    path.write_text(damage(path.read_text()))
+    assert "refused: notebooks/01_decay.ipynb: no notebook (" in refusal(export, root)
+
+
 def test_nbconvert_finds_the_exporter(root):
     write_notebook(root, *CELLS)
     notebook = str(root / "notebooks" / "01_decay.ipynb")

@@ -12,6 +12,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 from nbconvert.exporters import Exporter
+from nbformat import ValidationError
+from nbformat.reader import NotJSONError
 
 from phase2_book.rules import Refused, definitions, imports, lint, parse, refuse, ruff
 
@@ -80,7 +82,11 @@ def build(root: Path) -> dict[Path, str | None]:
     """What each module's file should hold; None where a generated file has lost its notebook."""
     modules, owner = {}, {}
     for notebook in sorted((root / "notebooks").glob("*.ipynb")):
-        text, resources = ModuleExporter().from_filename(str(notebook))
+        try:
+            text, resources = ModuleExporter().from_filename(str(notebook))
+        except (NotJSONError, ValidationError) as error:
+            why = str(error).partition("\n")[0]
+            raise Refused(f"notebooks/{notebook.name}: no notebook ({why})") from error
         path = root / "phase2" / f"{resources['unique_key']}.py"
         if text and path in modules:
             raise Refused(f"{notebook.name} and {owner[path]} both export phase2.{path.stem}")
@@ -123,7 +129,9 @@ def main() -> None:
         sys.exit(f"refused: {error}")
     changes = {path: why for path, text in modules.items() if (why := difference(path, text))}
     if options.check and changes:
-        sys.exit("\n".join([*changes.values(), "nothing was written; run `make package`"]))
+        advice = "nothing was written; `make package` writes phase2/ from the notebooks: what was"
+        advice += " changed in phase2/ itself is lost then, if it is not in its notebook cell first"
+        sys.exit("\n".join([*changes.values(), advice]))
     for path in changes:
         if modules[path] is None:
             path.unlink()
