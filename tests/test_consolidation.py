@@ -214,3 +214,20 @@ def test_what_the_memory_is_not_defined_for_is_refused():
         remember(q, k, v, -gamma, *rest, empty, 0, basis, config)
     with pytest.raises(ValueError, match="k must have shape"):
         remember(q, k[:, :5], v, gamma, *rest, empty, 0, basis, config)
+
+
+@pytest.mark.parametrize("gone", [1e4, 1e6, torch.inf])
+def test_a_token_that_erases_everything_between_looks(gone):
+    """As in float64, one token after the other, though a stretch sums its decays."""
+    config, basis = setting(consolidate_every=16), None
+    inputs = sequence(48, dtype=torch.float32)
+    inputs[3][:, 21] = gone
+    state = empty_memory(2, 2, DIM)
+    y, _, last = pass_through(inputs, None, state, 0, basis, config, together=3)
+    wide = [x.double() for x in inputs]
+    state = empty_memory(2, 2, DIM, dtype=torch.float64)
+    for t in range(48):
+        one = [x[:, t : t + 1] for x in wide]
+        expected, _, state = pass_through(one, None, state, t, basis, config, together=1)
+        torch.testing.assert_close(y[:, t].double(), expected[:, 0], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(last.bound.double(), state.bound, atol=0, rtol=1e-4)

@@ -415,3 +415,9 @@ def test_votes_see_an_adapter(model, ids):
     one, other = (recall(m, ids[:40], 1, 0).votes for m in (model, adapted))
     assert (one - other).abs().max() > 1e-4
     adapted.get_statistics()
+
+
+def test_a_window_of_almost_nothing_is_not_zero():
+    model = create_phase2_model(d_model=16, n_layers=1, n_heads=2, base_decay=40.0)
+    found = diagnose(model, torch.randint(0, 256, (300,))).memory[0]["measured_window"]
+    assert all(0 < window < 1 for window in found)
