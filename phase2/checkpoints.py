@@ -30,7 +30,6 @@ from phase2.training import (
 
 __all__ = [
     "digest",
-    "is_of_ones_own",
     "check_tokenizer",
     "parse_config",
     "read_config",
@@ -76,17 +75,12 @@ def digest(weights):
 
 
 # %% notebooks/11_checkpoints.ipynb#check-tokenizer
-def is_of_ones_own(tokenizer):
-    """Is it a tokenizer of neither this package nor a library? It works, but cannot be saved."""
-    return not isinstance(as_tokenizer(tokenizer), ByteTokenizer | BPETokenizer)
-
-
 def check_tokenizer(tokenizer, config):
     """A tokenizer that can be saved with a model; TypeError or ValueError if it cannot."""
-    if is_of_ones_own(tokenizer):
+    tokenizer = as_tokenizer(tokenizer)
+    if not isinstance(tokenizer, ByteTokenizer | BPETokenizer):
         kind = type(tokenizer).__name__
         raise TypeError(f"tokenizer must be of bytes or byte pairs to be saved, got {kind}")
-    tokenizer = as_tokenizer(tokenizer)
     if isinstance(tokenizer, BPETokenizer) and tokenizer.vocab_size > config.vocab_size:
         sizes = f"{tokenizer.vocab_size} tokens, the model knows {config.vocab_size}"
         raise ValueError(f"tokenizer has {sizes}")
@@ -393,9 +387,9 @@ def save_pretrained(model, folder, tokenizer=None, **options):
         ValueError: the tokenizer has more tokens than the model knows.
     """
     own = getattr(plain_model(model), "tokenizer", None)
-    if tokenizer is None and own is not None and not is_of_ones_own(own):
-        tokenizer = own
-    if tokenizer is not None:
+    if tokenizer is None and own is not None:
+        tokenizer = own = as_tokenizer(own)
+    if tokenizer is not own or isinstance(own, BPETokenizer):  # one's own is kept by oneself
         tokenizer = check_tokenizer(tokenizer, model.config)
     return to_hub(model, tokenizer).save_pretrained(folder, **options)
 

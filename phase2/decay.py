@@ -171,9 +171,9 @@ class DecayPotential(torch.nn.Module):
     def forward(self, x):
         """x (B, N, d_model) -> V (rad / time) and Γ (1 / time), each (B, N, H)."""
         turns, raw = self.linear(x).chunk(2, dim=-1)
-        wide = torch.promote_types(raw.dtype, torch.float32)  # a floor and what is above it
-        gamma, above = decay_rate(raw.to(wide), self.base_decay), F.softplus(raw.to(wide))
-        return turns.to(wide) * above, gamma
+        wide = torch.promote_types(raw.dtype, torch.float32)  # Γ − Γ_0 needs the digits
+        gamma = decay_rate(raw.to(wide), self.base_decay)
+        return turns.to(wide) * (gamma - self.base_decay), gamma
 
 
 # %% notebooks/01_decay.ipynb#warn

@@ -5,6 +5,8 @@ import warnings
 
 import torch
 
+from phase2.memory import decays
+
 __all__ = [
     "energy",
     "running_bound",
@@ -54,7 +56,7 @@ def running_bound(bound, incoherent, strength, gamma, dt=1.0):
     Returns:
         b and a after the stretch, (B, H).
     """
-    decay = (gamma * dt).clamp(max=88.0)  # (B, T, H); more is no less, and costs digits
+    decay = decays(gamma, dt)  # (B, T, H)
     # Σ_{i>t} Γ_i dt, summed from the end: exact for the latest writes, which weigh most
     remaining = decay.flip(1).cumsum(1).flip(1) - decay  # (B, T, H)
     left = strength * torch.exp(-remaining)  # x_i, (B, T, H)

@@ -986,21 +986,20 @@ def begin(run, resume):
     """
     if run.folder is None:
         return
-    path, history, tokenizer = (run.folder / x for x in (CHECKPOINT, HISTORY, "tokenizer.json"))
-    others = [run.folder / MODEL, run.folder / "config.json"]  # of a run only beside its checkpoint
-    others += [] if history.exists() else [tokenizer]
-    for file in () if path.exists() else others:
-        if file.exists():
-            raise FileExistsError(f"{file} exists, without its run: choose another folder")
-    if path.exists() and not resume:
-        raise FileExistsError(f"{path} exists: resume, or choose another folder")
-    if history.exists() and not path.exists():  # not saved before it was stopped, or under way
+    path, history = run.folder / CHECKPOINT, run.folder / HISTORY
+    if path.exists():
+        if not resume:
+            raise FileExistsError(f"{path} exists: resume, or choose another folder")
+        resume_run(run)
+    elif history.exists():  # of a run that was stopped before it was saved, or is under way
         read_history(history, len(history.read_text().splitlines()))
         if not resume:
             why = "of a run that has saved nothing yet: remove it, or choose another folder"
             raise FileExistsError(f"{history} exists, {why}")
-    if path.exists():
-        resume_run(run)
+    alone = () if path.exists() else (MODEL, "config.json", "tokenizer.json")
+    for file in (run.folder / name for name in alone):
+        if file.exists() and not (file.name == "tokenizer.json" and history.exists()):
+            raise FileExistsError(f"{file} exists, without its run: choose another folder")
     run.accelerator.wait_for_everyone()  # all have read before one writes
     if run.accelerator.is_main_process:
         write_history(run.folder / HISTORY, run.history)

@@ -170,7 +170,7 @@ def alive(model, text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     known = [*VARIANTS, *PEERS]
-    parser.add_argument("--variants", nargs="+", default=known, choices=known)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=known)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=8)
