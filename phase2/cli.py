@@ -180,8 +180,10 @@ def train(
     """
     from phase2.training import CHECKPOINT, TrainSettings
 
-    # parameters are read from here, by name: --resume can change where they come from
-    options = remembered(context) if resume else dict(context.params)
+    # parameters are read from here, by name: --resume can change where they come from;
+    # in some versions of typer, paths in context.params are strings
+    given = {**context.params, "text": text, "out": out}
+    options = remembered(context, given) if resume else given
     if not options["text"]:
         raise typer.BadParameter("give at least one text file", param_hint="--text")
     settings = {
@@ -196,13 +198,13 @@ def train(
         raise KeyboardInterrupt(f"{stop or 'interrupted'}; {again}") from stop
 
 
-def remembered(context: typer.Context) -> dict[str, Any]:
+def remembered(context: typer.Context, given: dict[str, Any]) -> dict[str, Any]:
     """The options of `train`: those given now, then those its run was started with."""
     from phase2.training import CHECKPOINT
 
-    path = context.params["out"] / OPTIONS
+    path = given["out"] / OPTIONS
     if not path.exists() or not path.with_name(CHECKPOINT).exists():
-        return dict(context.params)
+        return given
     try:
         before = json.loads(path.read_text())
     except ValueError as error:
@@ -210,14 +212,14 @@ def remembered(context: typer.Context) -> dict[str, Any]:
     if not isinstance(before, dict):
         raise ValueError(f"{path}: damaged (no object of options); give all options again")
     source = context.get_parameter_source
-    defaults = {name for name in context.params if source(name).name == "DEFAULT"}
+    defaults = {name for name in given if source(name).name == "DEFAULT"}
     for name in {"tokenizer", "vocab_size", "init"} - defaults:
-        if (was := before.get(name)) != context.params[name]:
+        if (was := before.get(name)) != given[name]:
             option = name.replace("_", "-")
             raise ValueError(f"a run goes on as it began, with --{option} {was}: leave it out")
     defaults -= {"out", "resume"}
-    now = {**context.params, **{name: before[name] for name in defaults & before.keys()}}
-    now["set_"] = [*(before.get("set_") or []), *(context.params["set_"] or [])]
+    now = {**given, **{name: before[name] for name in defaults & before.keys()}}
+    now["set_"] = [*(before.get("set_") or []), *(given["set_"] or [])]
     now["text"] = [Path(name) for name in now["text"] or []]
     return now
 
