@@ -267,7 +267,7 @@ def test_failures_are_one_line_and_a_code(run, text, tmp_path, monkeypatch, argu
     small = TINY + QUICK if arguments[0] == "train" and code == 1 else []
     chosen = [arguments[0], *small, *(places.get(a, a) for a in arguments[1:])]
     said = phase2(*chosen, code=code)
-    assert words in said
+    assert words.lower() in said.lower()
     if code == 1:
         assert said.startswith("phase2: error: ") and said.count("\n") == 1
 
