@@ -53,6 +53,8 @@ EXPLAINED = {
     "stability.RESOLUTION: 0.0001 -> 0.0002": "a tolerance for rounding: c changes by 1e-4",
     "snr.RIDGE: 0.0001 -> 0.0002": "a tolerance for rounding: σ changes by 1e-4",
     "memory.memory_chunked: 64 -> 128": "changes the speed, not the result",
+    "memory.as_complex: 2 -> 4": "a copy where a view would do",
+    "memory.GONE: 88.0 -> 176.0": "e^{-88} and e^{-176} are both nothing beside a float32",
     "memory.with_decays: within.to(q.dtype) -> within": "a product in place takes either dtype",
     "memory.turn_back: as_real(join_times(dx, spin.conj(), size)).to(dtype) -> "
     "as_real(join_times(dx, spin.conj(), size))": "autograd casts a gradient to its input's dtype",

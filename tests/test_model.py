@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phase2 import Phase2Config, Phase2IntegratedModel, create_phase2_model
-from phase2.decay import DecayPotential, half_life
+from phase2.decay import DecayPotential, half_life, propagator
 from phase2.model import PRESETS, empty_state, plan
+from phase2.snr import select
 
 TINY = dict(vocab_size=40, d_model=16, n_layers=2, n_heads=2, consolidate_every=8)
 
@@ -419,9 +420,18 @@ def test_weights_swapped_in_inference_mode_can_be_trained_with():
 
 
 def test_a_threshold_that_rounding_would_decide_is_refused():
-    for threshold in (0, 1e-6, 1e200):
+    for threshold in (0, 9e-4, 1.1e6, 1e200):
         with pytest.raises(ValueError, match="snr_threshold must be a number of at least 0.001"):
             Phase2Config(snr_threshold=threshold)
+        with pytest.raises(ValueError, match="threshold must be from 0.001 to 1e6"):
+            select(torch.randn(1, 1, 4, 4), threshold)
+    for threshold in (1e-3, 1e6):
+        select(torch.randn(1, 1, 4, 4), Phase2Config(snr_threshold=threshold).snr_threshold)
+
+
+def test_a_propagator_of_half_precision_rates_has_more_digits():
+    rates = torch.tensor([0.3, 0.1], dtype=torch.bfloat16)
+    torch.testing.assert_close(propagator(*rates), propagator(*rates.float()), atol=0, rtol=0)
 
 
 def test_rates_keep_their_digits_above_a_high_floor():
