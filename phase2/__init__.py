@@ -4,7 +4,8 @@
     >>> model = create_phase2_model(preset="small")
 
 The modules follow the chapters of the book: `decay`, `memory`, `snr`, `resonance`, `stability` and
-`consolidation` are the mechanisms, `model` is what they make together.
+`consolidation` are the mechanisms, `model` is what they make together, and `training`, `inference`,
+`diagnostics` and `checkpoints` are what one does with it.
 """
 
 import importlib
@@ -28,8 +29,10 @@ __all__ = [
     "create_phase2_model",
 ]
 
-MODULES = ("consolidation", "decay", "memory", "model", "resonance", "snr", "stability")
-GUIDES = ("checkpoints", "diagnostics", "inference", "training")  # most need an extra
+MODULES = (
+    *("decay", "memory", "snr", "resonance", "stability", "consolidation"),
+    *("model", "training", "inference", "diagnostics", "checkpoints"),
+)
 
 
 if not TYPE_CHECKING:  # a checker would believe that any name exists
@@ -39,9 +42,11 @@ if not TYPE_CHECKING:  # a checker would believe that any name exists
         if name in __all__:
             return getattr(importlib.import_module("phase2.model"), name)
         if name in MODULES:
-            return importlib.import_module(f"phase2.{name}")
-        hint = f"; import phase2.{name}" if name in GUIDES else ""
-        raise AttributeError(f"module 'phase2' has no attribute {name!r}{hint}")
+            try:
+                return importlib.import_module(f"phase2.{name}")
+            except ImportError as error:  # it needs an extra; `help` and its like expect this
+                raise AttributeError(str(error)) from error
+        raise AttributeError(f"module 'phase2' has no attribute {name!r}")
 
 
 def __dir__():

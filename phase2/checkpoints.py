@@ -16,7 +16,9 @@ from phase2.consolidation import MemoryState
 from phase2.model import Phase2Config, Phase2IntegratedModel, Phase2State, check_state
 from phase2.training import (
     CHECKPOINT,
+    CONFIG,
     MODEL,
+    TOKENIZER,
     BPETokenizer,
     ByteTokenizer,
     CheckpointError,
@@ -46,7 +48,7 @@ __all__ = [
     "put_in_place",
     "check_sizes",
     "load",
-    "plain_model",
+    "uncompiled",
     "to_hub",
     "save_pretrained",
     "from_pretrained",
@@ -162,7 +164,7 @@ def read_tokenizer(folder, config=None):
     Raises:
         CheckpointError: it cannot be read, or has more tokens than the Phase2Config allows.
     """
-    path = Path(folder) / "tokenizer.json"
+    path = Path(folder) / TOKENIZER
     if not path.exists():
         bytes_only = ByteTokenizer()
         if config and config.vocab_size > bytes_only.vocab_size:
@@ -211,7 +213,7 @@ def read_folder(folder):
     """
     weights, run = Path(folder) / MODEL, Path(folder) / CHECKPOINT
     if weights.exists():
-        config = read_config(Path(folder) / "config.json")
+        config = read_config(Path(folder) / CONFIG)
         return config, read_weights(weights), read_tokenizer(folder, config), weights
     if run.exists():
         return *read_file(run), run
@@ -219,7 +221,7 @@ def read_folder(folder):
 
 
 # %% notebooks/11_checkpoints.ipynb#locate
-FILES = ["config.json", MODEL, "tokenizer.json"]
+FILES = [CONFIG, MODEL, TOKENIZER]
 
 
 def locate(name, **download):
@@ -292,7 +294,7 @@ class Phase2HubModel(
 
     def _save_pretrained(self, save_directory):
         config = json.dumps(self.config.to_dict(), indent=2)
-        write_atomically(save_directory / "config.json", lambda file: file.write(config.encode()))
+        write_atomically(save_directory / CONFIG, lambda file: file.write(config.encode()))
         save_tokenizer(self.tokenizer, save_directory)
         write_weights(save_directory / MODEL, self.state_dict())
 
@@ -317,8 +319,8 @@ def put_in_place(fresh, folder):
     for name in names:
         if name != "README.md" or not (folder / name).exists():
             os.replace(fresh / name, folder / name)
-    if "tokenizer.json" not in names:  # of an earlier model, whose tokens were no bytes
-        (folder / "tokenizer.json").unlink(missing_ok=True)
+    if TOKENIZER not in names:  # of an earlier model, whose tokens were no bytes
+        (folder / TOKENIZER).unlink(missing_ok=True)
 
 
 # %% notebooks/11_checkpoints.ipynb#load
@@ -355,14 +357,14 @@ def load(cls, path):
 
 
 # %% notebooks/11_checkpoints.ipynb#api
-def plain_model(model):
+def uncompiled(model):
     """A model without what torch.compile puts around it."""
     return getattr(model, "_orig_mod", model)
 
 
 def to_hub(model, tokenizer=None):
     """A Phase2HubModel that shares the weights of a Phase2IntegratedModel, compiled or not."""
-    model = plain_model(model)
+    model = uncompiled(model)
     with torch.random.fork_rng(devices=[]):
         hub = Phase2HubModel(model.config, tokenizer or getattr(model, "tokenizer", None))
     hub.load_state_dict(model.state_dict(), assign=True)
@@ -386,7 +388,7 @@ def save_pretrained(model, folder, tokenizer=None, **options):
         TypeError: another tokenizer, which cannot be saved; or no such option.
         ValueError: the tokenizer has more tokens than the model knows.
     """
-    own = getattr(plain_model(model), "tokenizer", None)
+    own = getattr(uncompiled(model), "tokenizer", None)
     if tokenizer is None and own is not None:
         tokenizer = own = as_tokenizer(own)
     if tokenizer is not own or isinstance(own, BPETokenizer):  # one's own is kept by oneself
@@ -417,7 +419,7 @@ def from_pretrained(name, **download):
 # %% notebooks/11_checkpoints.ipynb#state
 def identity(model):
     """A name for the weights of a model and its configuration, which its states belong to."""
-    model = plain_model(model)
+    model = uncompiled(model)
     config = json.dumps(model.config.to_dict(), sort_keys=True)
     weights = {name: weight.float() for name, weight in model.state_dict().items()}  # as loaded
     return hashlib.sha256(f"{digest(weights)}{config}".encode()).hexdigest()
@@ -448,7 +450,7 @@ def load_state(path, model):
     Raises:
         CheckpointError: cut short, damaged, no such file, or of another model.
     """
-    model = plain_model(model)
+    model = uncompiled(model)
     tensors = read_weights(path, model=identity(model))
     device, layers = model.embedding.weight.device, range(model.config.n_layers)
     memories = (

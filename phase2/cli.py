@@ -190,7 +190,7 @@ def train(
         name: options[name] for name in TrainSettings.__dataclass_fields__ if name in options
     }
     try:
-        run_training(context, TrainSettings(**settings), options, out, resume)
+        run_training(context, TrainSettings(**settings), options)
     except KeyboardInterrupt as stop:
         if not (out / CHECKPOINT).exists():
             raise KeyboardInterrupt("interrupted, nothing was saved") from stop
@@ -224,13 +224,13 @@ def remembered(context: typer.Context, given: dict[str, Any]) -> dict[str, Any]:
     return now
 
 
-def beginning(context: typer.Context, options: dict[str, Any], seed: int):
+def beginning(context: typer.Context, options: dict[str, Any]):
     """The model to train, new or that of --init, and the texts, tokenized for it."""
     import torch
 
     from phase2.checkpoints import from_pretrained, read_tokenizer
     from phase2.model import create_phase2_model
-    from phase2.training import text_data
+    from phase2.training import TOKENIZER, text_data
 
     texts, held_out = options["text"], options["held_out"]
     if options["init"]:
@@ -242,21 +242,22 @@ def beginning(context: typer.Context, options: dict[str, Any], seed: int):
         model = from_pretrained(options["init"])
         return model, text_data(texts, model.tokenizer, held_out=held_out)
     tokenizer = options["tokenizer"]
-    if options["resume"] and (options["out"] / "tokenizer.json").exists():
+    if options["resume"] and (options["out"] / TOKENIZER).exists():
         tokenizer = read_tokenizer(options["out"])
     data = text_data(texts, tokenizer, options["vocab_size"], held_out)
     values = {"vocab_size": data.tokenizer.vocab_size, **fields(options["set_"] or [])}
-    torch.manual_seed(seed)
+    torch.manual_seed(options["seed"])
     return create_phase2_model(preset=options["preset"], **values), data
 
 
-def run_training(context, settings, options, out, resume) -> None:
+def run_training(context, settings, options) -> None:
     """Train a model, save it as a folder of the Hub's form, and say how it went."""
     from phase2.checkpoints import save_pretrained
     from phase2.training import CHECKPOINT, need, write_atomically
     from phase2.training import train as train_model
 
-    model, data = beginning(context, options, settings.seed)
+    out, resume = options["out"], options["resume"]
+    model, data = beginning(context, options)
     accelerator = need("accelerate").Accelerator(
         mixed_precision=options["precision"], cpu=options["cpu"]
     )
@@ -352,18 +353,16 @@ def generate(
 def evaluate(
     checkpoint: Checkpoint,
     text: Texts,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     device: Device = None,
 ) -> None:
     """How well a model predicts text files: bits per byte and perplexity, with carried state."""
-    from json import dumps
-
     from phase2.inference import evaluate as evaluate_model
 
     model = load(checkpoint, device)
     scores = evaluate_model(model, read_ids(model, text))
     lines = (f"{name.replace('_', ' '):>14} {value:.6g}" for name, value in scores.items())
-    typer.echo(dumps(scores) if json else "\n".join(lines))
+    typer.echo(json.dumps(scores) if as_json else "\n".join(lines))
 
 
 @app.command()
@@ -372,27 +371,29 @@ def diagnose(
     checkpoint: Checkpoint,
     text: Texts,
     out: Annotated[Path, typer.Option(help="HTML page.")] = Path("report.html"),
-    json: Annotated[Path | None, typer.Option(help="The numbers as well, as JSON.")] = None,
+    numbers: Annotated[
+        Path | None, typer.Option("--json", help="The numbers as well, as JSON.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=2, help="Read at most so many.")] = 8192,
     device: Device = None,
 ) -> None:
     """Look into the memories while a model reads text files, and write a report."""
-    from phase2.diagnostics import diagnose as look_inside
+    from phase2.diagnostics import diagnose as report_on
 
-    for path in (out, json or out):
+    for path in (out, numbers or out):
         if not path.parent.is_dir():  # now, not after the work
             raise FileNotFoundError(2, "no such folder", str(path.parent))
         if path.is_dir():
             raise IsADirectoryError(21, "is a folder, not a file", str(path))
-    files = [("--out", out), *([("--json", json)] if json else [])]
+    files = [("--out", out), *([("--json", numbers)] if numbers else [])]
     taken = {path.resolve(): "--text" for path in text}
     for option, path in files:
         if (other := taken.setdefault(path.resolve(), option)) != option:
             raise ValueError(f"{option} must be another file than {other}, got {path} twice")
     model = load(checkpoint, device)
-    report = look_inside(model, read_ids(model, text)[:max_tokens])
+    report = report_on(model, read_ids(model, text)[:max_tokens])
     report.to_html(out)
-    if json:
-        report.to_json(json)
+    if numbers:
+        report.to_json(numbers)
     typer.echo(str(report))
     typer.echo(f"the report is {out}")

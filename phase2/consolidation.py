@@ -34,6 +34,7 @@ from phase2.stability import coherence, controller, energy, restart, running_bou
 __all__ = [
     "MemoryState",
     "empty_memory",
+    "coherence_of",
     "consolidate",
     "stretch",
     "token",
@@ -71,8 +72,8 @@ class MemoryState(NamedTuple):
         bound: the largest size W can have, (B, H), see :func:`~phase2.stability.running_bound`.
         incoherent: the energy W would have if the writes since the last consolidation were
             unrelated, (B, H).
-        energy: ‖W‖² after the last consolidation, (B, H).
-        coherence: c of the stretch before the last consolidation, (B, H).
+        last_energy: ‖W‖² after the last consolidation, (B, H).
+        last_coherence: c of the stretch before the last consolidation, (B, H).
         gamma_shift: what the controller adds to Γ during this stretch, (B, H), 1 / time.
         eta_scale: factor on η during this stretch, (B, H).
         last_key: the previous token's key, at which the next one looks back (chapter 7),
@@ -85,8 +86,8 @@ class MemoryState(NamedTuple):
     turned: Tensor
     bound: Tensor
     incoherent: Tensor
-    energy: Tensor
-    coherence: Tensor
+    last_energy: Tensor
+    last_coherence: Tensor
     gamma_shift: Tensor
     eta_scale: Tensor
     last_key: Tensor
@@ -98,6 +99,13 @@ def empty_memory(batch, heads, dim, device=None, dtype=torch.float32):
     zero = torch.zeros(batch, heads, device=device, dtype=dtype)
     weights = torch.zeros(batch, heads, dim, dim, device=device, dtype=dtype)
     return MemoryState(weights, weights, *[zero] * 7, torch.ones_like(zero), weights[..., 0])
+
+
+# %% notebooks/06_consolidation.ipynb#coherence-of
+def coherence_of(state):
+    """:func:`~phase2.stability.coherence` of a memory as it is, without gradient: (B, H)."""
+    size = energy(state.fast_weights.detach())
+    return coherence(size, state.bound, state.incoherent)
 
 
 # %% notebooks/06_consolidation.ipynb#consolidate
@@ -120,7 +128,7 @@ def consolidate(state, basis, config):
     if basis is not None:
         weights = resonate(weights, basis, config.resonance_strength)
     with torch.no_grad():
-        driven = coherence(energy(state.fast_weights), state.bound, state.incoherent)  # c, (B, H)
+        alike = coherence_of(state)  # c, (B, H)
         bound, incoherent = restart(weights)
     return MemoryState(
         weights,
@@ -129,9 +137,9 @@ def consolidate(state, basis, config):
         turned=torch.zeros_like(bound),
         bound=bound,
         incoherent=incoherent,
-        energy=incoherent,
-        coherence=driven,
-        gamma_shift=controller(driven, config.gamma_adjust_rate),
+        last_energy=incoherent,
+        last_coherence=alike,
+        gamma_shift=controller(alike, config.gamma_adjust_rate),
         eta_scale=1 + config.snr_eta_boost * share,
         last_key=state.last_key,
     )
@@ -147,14 +155,14 @@ def stretch(q, k, v, gamma, potential, eta, state, config, mask):
     eta = eta * state.eta_scale[:, None]
     rates, dt = (gamma, potential, eta), config.dt
     y, weights = memory_chunked(q, k, v, *rates, dt, state.fast_weights, mask)
-    # where there is no token, nothing fades, turns or is written
-    decay, angle, eta = rates if mask is None else (x * mask[..., None] for x in rates)
+    decay, angle = gamma * dt, potential * dt
+    if mask is not None:  # where there is no token, nothing fades, turns or is written
+        decay, angle, eta = (x * mask[..., None] for x in (decay, angle, eta))
     with torch.no_grad():
         # s = η ‖k‖ ‖v‖ with ‖k‖ = 1
         strength = eta * torch.linalg.vector_norm(v, dim=-1, dtype=eta.dtype)  # (B, T, H)
-        bound, incoherent = running_bound(state.bound, state.incoherent, strength, decay, dt)
-    faded = state.faded + dt * decay.sum(1)
-    turned = state.turned + dt * angle.sum(1)
+        bound, incoherent = running_bound(state.bound, state.incoherent, strength, decay)
+    faded, turned = state.faded + decay.sum(1), state.turned + angle.sum(1)
     limits = {"bound": bound, "incoherent": incoherent, "faded": faded, "turned": turned}
     return y, gamma, state._replace(fast_weights=weights, **limits)
 
@@ -279,32 +287,32 @@ def pass_stretches(tokens, key_basis, state, basis, config):
     Returns:
         What each chunk adds, (B, S, m, H, D, D); W̃ at the start of each stretch; what the
         controller adds to its Γ; P and F of its look; and at the end `bound`, `incoherent`,
-        `energy` and `coherence` as in MemoryState.
+        `last_energy` and `last_coherence` as in MemoryState.
     """
     weights, shift, gates = state.fast_weights, state.gamma_shift, []
-    limits, last = (state.bound, state.incoherent), (state.energy, state.coherence)
+    limits, last = (state.bound, state.incoherent), (state.last_energy, state.last_coherence)
     tokens[2][:, 0] += config.dt * shift[:, None]
     found = [x.unflatten(0, tokens[0].shape[:2]) for x in write(*(x.flatten(0, 1) for x in tokens))]
     keep = selection(found[1][:, :-1], config.snr_threshold, config.snr_gamma_boost)[0]
-    memories, shifts = [weights], [shift]
-    for s in range(keep.shape[1] + 1):
+    memories, shifts, count = [weights], [shift], tokens[0].shape[1]
+    for s in range(count):
         if again := s > 0 and bool(shift.any()):  # the controller was not silent
             rewrite(s, tokens, found, config.dt * shift)
         _, written, across, *grown = (x[:, s] for x in found)
-        # the limits at the end; the last stretch is not looked at
-        fade = across[..., 0, 0]
+        fade = across[..., 0, 0]  # the limits at the end
         limits = fade * limits[0] + grown[0], fade.square() * limits[1] + grown[1]
-        if s == keep.shape[1]:
-            return found[0], memories, shifts, keep, gates, (*limits, *last)
+        if s == count - 1:  # the last stretch is not looked at
+            break
         if again:
             keep[:, s] = selection(written, config.snr_threshold, config.snr_gamma_boost)[0]
         carried, at = across * weights, None if basis is None else key_basis[:, s]
-        driven = coherence(energy(carried + written), *limits)
+        alike = coherence(energy(carried + written), *limits)
         weights, gate = look(keep[:, s], written, carried, at, basis, config.resonance_strength)
         # what the next stretch starts with
-        limits, shift = restart(weights), controller(driven, config.gamma_adjust_rate)
-        last = limits[1], driven
+        limits, shift = restart(weights), controller(alike, config.gamma_adjust_rate)
+        last = limits[1], alike
         memories.append(weights), shifts.append(shift), gates.append(gate)
+    return found[0], memories, shifts, keep, gates, (*limits, *last)
 
 
 # %% notebooks/06_consolidation.ipynb#looks-back

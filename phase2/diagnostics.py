@@ -6,7 +6,6 @@ import html
 import io
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,11 +15,12 @@ import torch
 from torch import Tensor
 
 from phase2.consolidation import empty_memory
-from phase2.inference import as_ids, tokenizer_of
+from phase2.decay import window
+from phase2.inference import as_ids, text_ids
 from phase2.memory import cumulative_angle, rotate
-from phase2.model import Phase2State, look_back, whole
+from phase2.model import Phase2State, check_value, look_back, whole
 from phase2.stability import energy
-from phase2.training import need, read_documents
+from phase2.training import need
 
 __all__ = [
     "observe",
@@ -31,9 +31,9 @@ __all__ = [
     "decaying_rank",
     "halved",
     "equally_driven",
-    "differences",
+    "distances",
     "forgetting",
-    "window",
+    "measured_window",
     "doubling",
     "Traces",
     "traces",
@@ -184,7 +184,7 @@ def equally_driven(state):
 
 
 # %% notebooks/10_diagnostics.ipynb#forgetting-run
-def differences(state):
+def distances(state):
     """‖ΔW‖ between row 0 and row 1 + l in layer l, (layers, H)."""
     memories = (layer.fast_weights for layer in state.layers)
     missing = (w[0] - w[1 + layer] for layer, w in enumerate(memories))
@@ -204,19 +204,19 @@ def forgetting(model, state, ids, lags):
         ‖ΔW‖ after each of `lags`, relative to that before, (lags, layers, H); NaN if it was empty.
     """
     every, state = model.config.consolidate_every, halved(state)
-    first, sizes = differences(state), []
+    first, sizes = distances(state), []
     looks = range(-int(state.position[0]) % every, lags[-1], every)
     # read up to each look, so that the controller finds equal coherences there
     for start, stop in pairwise(sorted({0, *lags, *looks})):
         part = ids[None, start:stop].expand(len(state.position), -1)
         _, state = model(part, equally_driven(state), return_state=True)
         if stop in lags:
-            sizes.append(differences(state))
+            sizes.append(distances(state))
     return torch.stack(sizes) / first
 
 
 # %% notebooks/10_diagnostics.ipynb#window
-def window(lags, depth):
+def measured_window(lags, depth):
     """Tokens until a memory has fallen to 1/e: equation (eq-window).
 
     Args:
@@ -331,7 +331,7 @@ def check_recall(config, length, layer, head, key, top):
     """
     if not length:
         raise ValueError("ids must hold at least one token, got none")
-    dim = config.d_model // config.n_heads
+    dim = config.head_dim
     wanted = {"layer": (layer, config.n_layers), "head": (head, config.n_heads)}
     if isinstance(key, int):
         wanted["key"] = (key, length)
@@ -339,12 +339,8 @@ def check_recall(config, length, layer, head, key, top):
         got = tuple(key.shape) if torch.is_tensor(key) else type(key).__name__
         raise ValueError(f"key must be a position, None or a tensor of shape ({dim},), got {got}")
     for name, (value, limit) in wanted.items():
-        if not (whole(0)[0](value) and value < limit):
-            raise ValueError(f"{name} must be an integer from 0 to {limit - 1}, got {value!r}")
-
-    allowed, meaning = whole(1)
-    if not allowed(top):
-        raise ValueError(f"top must be {meaning}, got {top!r}")
+        check_value(name, value, whole(0, highest=limit - 1))
+    check_value("top", top, whole(1))
 
 
 def votes(model, layer, head, answer):
@@ -415,31 +411,26 @@ def plain(value):
 SNAPSHOTS = 128  # about as many as a figure can show
 
 
-def diagnose(model, text, encode=None, piece=None):
+def diagnose(model, text, piece=None):
     """Read a text and report what happens in the memories.
 
     Args:
         model: Phase2IntegratedModel.
-        text: a string, a file (Path), or token ids (a list or 1-D tensor); at least two tokens.
-        encode: function from a string, or the bytes of a file, to token ids; None takes the
-            tokenizer of the model.
+        text: a text, a file or token ids, see :func:`phase2.inference.text_ids`; at least two.
         piece: tokens between two snapshots; None takes 16, or a 128th of a long text.
 
     Returns:
         Report.
 
     Raises:
-        ValueError: less than two tokens, the name of a file, or a `piece` below 1.
+        TypeError, ValueError: see :func:`phase2.inference.text_ids`; less than two tokens, or a
+            `piece` below 1.
     """
-    if isinstance(text, str | os.PathLike):
-        (document,) = read_documents(text)
-        text = (encode or tokenizer_of(model).encode)(text if isinstance(text, str) else document)
-    ids = as_ids(text, model.embedding.weight.device)
+    ids = text_ids(model, text).to(model.embedding.weight.device)
     if len(ids) < 2:
         raise ValueError(f"text must be at least two tokens, got {len(ids)}")
-    allowed, meaning = whole(1)
-    if piece is not None and not allowed(piece):
-        raise ValueError(f"piece must be {meaning}, got {piece!r}")
+    if piece is not None:
+        check_value("piece", piece, whole(1))
     piece = min(piece or max(16, -(-len(ids) // SNAPSHOTS)), -(-len(ids) // 2))  # two at least
     snapshots, places = {}, {}
     for read, seen, state in observe(model, ids, piece):
@@ -478,7 +469,7 @@ def measure_windows(model, places, ids):
     left = torch.stack(left)
     left = left.clamp(min=torch.finfo(left.dtype).eps)  # below that rounding is all there is
     depth = -left.log().mean(0).permute(1, 2, 0)  # (layers, H, lags)
-    return [[window(lags, head) for head in layer] for layer in depth.tolist()], lags[-1]
+    return [[measured_window(lags, head) for head in layer] for layer in depth.tolist()], lags[-1]
 
 
 # %% notebooks/10_diagnostics.ipynb#compile
@@ -503,7 +494,7 @@ def compile_report(model, snapshots, seen, state, windows):
         memory.append(
             {
                 "effective_rank": effective_rank(held.fast_weights)[0].tolist(),
-                "window": (1 / (gamma * model.config.dt)).tolist(),
+                "window": window(gamma * model.config.dt).tolist(),
                 "measured_window": windows[layer],
                 "followed": followed,
             }

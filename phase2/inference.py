@@ -7,12 +7,12 @@ from itertools import chain, count, groupby
 
 import torch
 
-from phase2.model import check_input, real, whole
+from phase2.model import check_input, check_value, real, whole
 from phase2.training import ByteTokenizer, as_tokenizer, read_documents
 
 __all__ = [
     "choose_token",
-    "SAMPLING",
+    "SAMPLING_RULES",
     "check_sampling",
     "check_prompt",
     "stream",
@@ -31,6 +31,7 @@ __all__ = [
     "surprisals",
     "surprisal_pieces",
     "bytes_predicted",
+    "text_ids",
     "evaluate",
     "interact",
     "answer",
@@ -65,7 +66,7 @@ def choose_token(logits, temperature=0.0, top_k=None, top_p=None, generator=None
 
 
 # %% notebooks/09_inference.ipynb#checks
-SAMPLING = {
+SAMPLING_RULES = {  #: what is allowed in each option of :func:`stream`
     "max_new_tokens": whole(0),
     "stop_token": whole(0),
     "temperature": real(0),
@@ -77,16 +78,14 @@ SAMPLING = {
 def check_sampling(temperature, **optional):
     """Refuse options that mean nothing: `temperature`, and others that are not None.
 
-    Rules are in `SAMPLING`.
+    Rules are in `SAMPLING_RULES`.
 
     Raises:
         ValueError: a value out of range, or a filter at temperature 0, where nothing is sampled.
     """
     given = {name: value for name, value in optional.items() if value is not None}
     for name, value in {"temperature": temperature, **given}.items():
-        allowed, meaning = SAMPLING[name]
-        if not allowed(value):
-            raise ValueError(f"{name} must be {meaning}, got {value!r}")
+        check_value(name, value, SAMPLING_RULES[name])
     filters = given.keys() & {"top_k", "top_p"}
     if filters and temperature == 0:
         name = min(filters)
@@ -96,14 +95,14 @@ def check_sampling(temperature, **optional):
 
 
 # %% notebooks/09_inference.ipynb#check-prompt
-def check_prompt(input_ids, attention_mask, state, config):
+def check_prompt(input_ids, state, attention_mask, config):
     """Refuse prompts that nothing can follow.
 
     Raises:
         ValueError: see :func:`phase2.model.check_input`; also no token at all, or a row whose last
             position is padding.
     """
-    check_input(input_ids, attention_mask, state, config)
+    check_input(input_ids, state, attention_mask, config)
     if not input_ids.shape[1]:
         raise ValueError("input_ids must hold at least one token in each row, got shape (B, 0)")
     if attention_mask is not None and not attention_mask[:, -1].all():
@@ -148,7 +147,7 @@ def stream(
     """
     limits = {"max_new_tokens": max_new_tokens, "stop_token": stop_token}
     check_sampling(temperature, top_k=top_k, top_p=top_p, **limits)
-    check_prompt(input_ids, attention_mask, state, model.config)
+    check_prompt(input_ids, state, attention_mask, model.config)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
     return stream_steps(
         model, input_ids, state, attention_mask, max_new_tokens, stop_token, options
@@ -374,9 +373,7 @@ def surprisals(model, ids, piece=1024):
     Raises:
         ValueError: less than two tokens, a `piece` below 1, or ids that are no tokens.
     """
-    allowed, meaning = whole(1)
-    if not allowed(piece):
-        raise ValueError(f"piece must be {meaning}, got {piece!r}")
+    check_value("piece", piece, whole(1))
     if len(as_ids(ids[:2])) < 2:
         found = f"got {len(ids)}"
         raise ValueError(f"ids must hold at least two tokens, one to predict from one, {found}")
@@ -419,13 +416,25 @@ def bytes_predicted(model, ids, piece):
     return ends + size
 
 
+# %% notebooks/09_inference.ipynb#text-ids
+def text_ids(model, text):
+    """Token ids (N,) of a text (str, bytes) or a file (Path), for this model; ids as they are.
+
+    Raises:
+        TypeError, ValueError: see :func:`as_ids`; the name of a file as a text.
+    """
+    if isinstance(text, str | bytes | os.PathLike):
+        (document,) = read_documents(text)
+        text = tokenizer_of(model).encode(text if isinstance(text, str) else document)
+    return as_ids(text)
+
+
 # %% notebooks/09_inference.ipynb#evaluate-all
 def evaluate(model, ids, piece=1024, n_bytes=None):
     """How well a model predicts a text: equation (eq-perplexity).
 
     Args:
-        model, ids, piece: see :func:`surprisals`; or a text (str, or a Path to a file), for the
-            tokenizer of the model.
+        model, ids, piece: see :func:`surprisals`; or a text or a file, see :func:`text_ids`.
         n_bytes: b, bytes that the predicted tokens encode; None counts them.
 
     Returns:
@@ -435,12 +444,10 @@ def evaluate(model, ids, piece=1024, n_bytes=None):
     Raises:
         ValueError: see :func:`surprisals`; the name of a file; or `n_bytes` is no number above 0.
     """
-    if isinstance(ids, str | os.PathLike):
-        (document,) = read_documents(ids)
-        ids = tokenizer_of(model).encode(document)
-    allowed, meaning = real(0, above=True)
-    if n_bytes is not None and not allowed(n_bytes):
-        raise ValueError(f"n_bytes must be {meaning}, got {n_bytes!r}")
+    if isinstance(ids, str | bytes | os.PathLike):
+        ids = text_ids(model, ids)
+    if n_bytes is not None:
+        check_value("n_bytes", n_bytes, real(0, above=True))
     parts = surprisals(model, ids, piece)
     total = sum(part.double().sum().item() for part in parts)
     tokens = len(ids) - 1
@@ -452,16 +459,13 @@ def evaluate(model, ids, piece=1024, n_bytes=None):
 
 
 # %% notebooks/09_inference.ipynb#interact
-def interact(
-    model, encode=None, decode=None, max_new_tokens=200, read=input, write=print, **options
-):
+def interact(model, max_new_tokens=200, read=input, write=print, **options):
     """A session: read a line, continue it, and remember both.
 
     "reset" empties the memory; "quit", the end of input or Ctrl-C ends the session.
 
     Args:
         model: Phase2IntegratedModel.
-        encode, decode: from text to token ids, and back; None takes the tokenizer of the model.
         max_new_tokens: the longest answer.
         read: called with the text that asks for a line, returns the line.
         write: called like print with the pieces of an answer.
@@ -470,16 +474,15 @@ def interact(
     Raises:
         ValueError: see :func:`stream`.
     """
-    encode, decode = encode or tokenizer_of(model).encode, decode or tokenizer_of(model).decode
-    state, device = None, model.embedding.weight.device
-    filters = {name: options[name] for name in SAMPLING.keys() & options.keys()}
+    tokenizer, state, device = tokenizer_of(model), None, model.embedding.weight.device
+    filters = {name: options[name] for name in SAMPLING_RULES.keys() & options.keys()}
     check_sampling(**{"temperature": 0.0, "max_new_tokens": max_new_tokens} | filters)
     try:
         while (line := read("> ").rstrip("\r\n")) != "quit":
             if line == "reset":
                 state = None
-            elif len(ids := as_ids(encode(line), device)):
-                rest = ids[None], decode, max_new_tokens, write
+            elif len(ids := as_ids(tokenizer.encode(line), device)):
+                rest = ids[None], tokenizer.decode, max_new_tokens, write
                 state = answer(model, *rest, state=state, **options)
     except (EOFError, KeyboardInterrupt):
         write()

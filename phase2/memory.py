@@ -504,9 +504,8 @@ class ChunkedMemory(torch.autograd.Function):
         spin = torch.polar(torch.ones_like(angle), -cumulative_angle(angle))  # e^{−iΦ}
         with torch.autocast(q.device.type, enabled=False):
             y, last, starts, chunks = chunked_forward(q, k, v, decay, spin, eta, fast_weights, size)
-        ctx.save_for_backward(
-            *chunks._replace(v_eta=None), starts, last, v, eta, spin
-        )  # or v twice
+        # V_η is made again from v, which is kept anyway
+        ctx.save_for_backward(*chunks._replace(v_eta=None), starts, last, v, eta, spin)
         return y, turn(last, spin[:, -1].conj())  # W_N = R(Φ_N) W̃_N
 
     @staticmethod
@@ -543,11 +542,13 @@ def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None
         float64.
 
     Raises:
-        ValueError: see :func:`check_memory`; or a mask of another shape.
+        ValueError: see :func:`check_memory`; a mask of another shape; or no chunk size.
     """
     check_memory(q, k, v, gamma, potential, eta, state)
     if mask is not None and mask.shape != q.shape[:2]:
         raise ValueError(f"mask must have shape {tuple(q.shape[:2])}, got {tuple(mask.shape)}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be an integer of at least 1, got {chunk_size}")
     batch, length, heads, dim = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     if state is None:

@@ -10,18 +10,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from phase2.consolidation import MemoryState, choose, consolidate, empty_memory, remember, token
+from phase2.consolidation import (
+    MemoryState,
+    choose,
+    coherence_of,
+    consolidate,
+    empty_memory,
+    remember,
+    token,
+)
 from phase2.decay import DecayPotential, half_life, warn_overdamped
 from phase2.memory import check_values, refuse_second_derivative
 from phase2.resonance import BASES, resonance_basis, resonance_info
 from phase2.snr import snr_stats
-from phase2.stability import coherence, energy, stability_metrics, violated, warn_unstable
+from phase2.stability import energy, stability_metrics, violated, warn_unstable
 
 __all__ = [
     "whole",
     "real",
     "one_of",
-    "RULES",
+    "check_value",
+    "check_fields",
+    "CONFIG_RULES",
     "check_keys",
     "Phase2Config",
     "learning_rate",
@@ -50,11 +60,11 @@ __all__ = [
     "check_input",
     "run_blocks",
     "run",
-    "look_where_due",
+    "consolidate_where_due",
     "run_laid_out",
     "precision",
     "new_state",
-    "fit",
+    "cast_state",
     "is_plain",
     "advance",
     "stability_of",
@@ -74,13 +84,16 @@ __all__ = [
 
 
 # %% notebooks/07_model.ipynb#rules
-def whole(lowest):
-    """Rule for an int of at least `lowest`: a predicate, and what it allows in words."""
+def whole(lowest, highest=math.inf):
+    """Rule for an int from `lowest` to `highest`: a predicate, and what it allows in words."""
 
     def allowed(value):
-        return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+        if not isinstance(value, int) or isinstance(value, bool):
+            return False
+        return lowest <= value <= highest
 
-    return allowed, f"an integer of at least {lowest}"
+    upper = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+    return allowed, f"an integer {upper}"
 
 
 def real(lowest, highest=math.inf, above=False):
@@ -101,8 +114,26 @@ def one_of(names):
     return lambda value: value in names, "one of " + ", ".join(names)
 
 
+# %% notebooks/07_model.ipynb#check-value
+def check_value(name, value, rule):
+    """Refuse a value that a rule does not allow.
+
+    Raises:
+        ValueError: naming what it is, the value and what is allowed.
+    """
+    allowed, meaning = rule
+    if not allowed(value):
+        raise ValueError(f"{name} must be {meaning}, got {value!r}")
+
+
+def check_fields(settings, rules):
+    """:func:`check_value` for every attribute that has a rule."""
+    for name, rule in rules.items():
+        check_value(name, getattr(settings, name), rule)
+
+
 # %% notebooks/07_model.ipynb#config-rules
-RULES = {
+CONFIG_RULES = {  #: what is allowed in each field of :class:`Phase2Config`
     **dict.fromkeys(["vocab_size", "d_model", "n_layers", "n_heads"], whole(1)),
     **dict.fromkeys(["n_seq", "consolidate_every"], whole(1)),
     **dict.fromkeys(["base_decay", "dt", "hebbian_eta"], real(1e-30, 1e30)),
@@ -129,33 +160,38 @@ def check_keys(keys, known):
 # %% notebooks/07_model.ipynb#config
 @dataclass(frozen=True)
 class Phase2Config:
-    """Every choice of a model; `RULES` has what is allowed, ValueError names what is not."""
+    """Every choice of a model; `CONFIG_RULES` has what is allowed, ValueError names what is not."""
 
-    vocab_size: int = 256  # bytes
-    d_model: int = 256
-    n_layers: int = 4
-    n_heads: int = 4  # each of width d_model / n_heads, an even number
-    n_seq: int = 1024  # length it is trained at; any length runs
-    base_decay: float = 1e-4  # floor of Γ, 1 / time
-    dt: float = 1.0  # time between two tokens
-    hebbian_eta: float = 0.1  # η at initialization; a token chooses between 0 and twice it
-    consolidate_every: int = 256  # tokens, four times the width of a head of 64
-    snr_threshold: float = 2.0  # in units of the noise
-    snr_gamma_boost: float = 1.0  # Γ · time added to what is noise, at each consolidation
-    snr_eta_boost: float = 0.0  # most that is added to η, relative; off, as it does not help
-    resonance_basis: str = "zeta"
-    resonance_strength: float = 0.01  # most that a mode loses at each consolidation, relative
-    gamma_adjust_rate: float = 0.01  # most that the controller adds to Γ, 1 / time
+    vocab_size: int = 256  #: different tokens; 256 for bytes
+    d_model: int = 256  #: width of the model
+    n_layers: int = 4  #: blocks
+    n_heads: int = 4  #: each of width d_model / n_heads, an even number
+    n_seq: int = 1024  #: length it is trained at; any length runs
+    base_decay: float = 1e-4  #: floor of Γ, 1 / time
+    dt: float = 1.0  #: time between two tokens
+    hebbian_eta: float = 0.1  #: η at initialization; a token chooses between 0 and twice it
+    consolidate_every: int = 256  #: tokens, four times the width of a head of 64
+    snr_threshold: float = 2.0  #: in units of the noise
+    snr_gamma_boost: float = 1.0  #: Γ · time added to what is noise, at each consolidation
+    snr_eta_boost: float = 0.0  #: most that is added to η, relative; off, as it does not help
+    resonance_basis: str = "zeta"  #: one of `BASES`
+    resonance_strength: float = 0.01  #: most that a mode loses at each consolidation, relative
+    gamma_adjust_rate: float = 0.01  #: most that the controller adds to Γ, 1 / time
 
     def __post_init__(self):
-        for name, (allowed, meaning) in RULES.items():
-            if not allowed(getattr(self, name)):
-                raise ValueError(f"{name} must be {meaning}, got {getattr(self, name)!r}")
+        check_fields(self, CONFIG_RULES)
         if self.d_model % (2 * self.n_heads):
             need = f"an even multiple of n_heads = {self.n_heads}, for heads turn pairs of entries"
             raise ValueError(f"d_model must be {need}; got {self.d_model}")
 
-    to_dict = asdict
+    @property
+    def head_dim(self):
+        """Width of a head, D."""
+        return self.d_model // self.n_heads
+
+    def to_dict(self):
+        """The fields by name, as plain values."""
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values):
@@ -511,19 +547,19 @@ class Phase2State(NamedTuple):
 
 def empty_state(config, batch, device=None, dtype=torch.float32):
     """The state of a model that has read nothing: Phase2Config, B -> Phase2State."""
-    shape = (batch, config.n_heads, config.d_model // config.n_heads)
+    shape = (batch, config.n_heads, config.head_dim)
     layers = (empty_memory(*shape, device, dtype) for _ in range(config.n_layers))
     return Phase2State(tuple(layers), torch.zeros(batch, dtype=torch.long))
 
 
 # %% notebooks/07_model.ipynb#check-state
 def check_state(state, batch, config):
-    """Refuse what is no state, or one of another size of model or batch, with a ValueError."""
+    """Refuse what is no state (TypeError), or one for another model or batch (ValueError)."""
     if not isinstance(state, Phase2State):
-        raise ValueError(f"state must be a Phase2State, got {type(state).__name__}")
+        raise TypeError(f"state must be a Phase2State, got {type(state).__name__}")
     if len(state.position) != batch:
         raise ValueError(f"state is for a batch of {len(state.position)}, got {batch} rows")
-    dim = config.d_model // config.n_heads
+    dim = config.head_dim
     expected = [(batch, config.n_heads, dim, dim)] * config.n_layers
     found = [tuple(layer.fast_weights.shape) for layer in state.layers]
     if found != expected:
@@ -532,7 +568,7 @@ def check_state(state, batch, config):
 
 
 # %% notebooks/07_model.ipynb#check-input
-def check_input(input_ids, attention_mask, state, config):
+def check_input(input_ids, state, attention_mask, config):
     """Refuse a call that cannot mean anything, before anything is computed.
 
     Raises:
@@ -588,13 +624,15 @@ def run(model, input_ids, state, attention_mask):
         logits, layers, *rates = run_blocks(model, input_ids, state.layers, position)
         return logits, Phase2State(layers, state.position + input_ids.shape[1]), *rates
     if attention_mask is None and input_ids.shape[1] == 1:  # a token of each, where they are
-        logits, layers, *rates = run_blocks(model, input_ids, look_where_due(model, state), 0)
+        logits, layers, *rates = run_blocks(
+            model, input_ids, consolidate_where_due(model, state), 0
+        )
         return logits, Phase2State(layers, state.position + 1), *rates
     return run_laid_out(model, input_ids, state, attention_mask)
 
 
 # %% notebooks/07_model.ipynb#run-laid-out
-def look_where_due(model, state):
+def consolidate_where_due(model, state):
     """The memories of a Phase2State, consolidated in the rows that are at the end of a stretch."""
     position, config = state.position, model.config
     due = (position > 0) & (position % config.consolidate_every == 0)
@@ -637,7 +675,7 @@ def new_state(model, batch):
     return empty_state(model.config, batch, model.embedding.weight.device, precision(model))
 
 
-def fit(state, model):
+def cast_state(state, model):
     """A state in the precision of a model."""
     dtype = precision(model)
     if state.layers[0].fast_weights.dtype == dtype:
@@ -667,9 +705,8 @@ def advance(position, layout):
 def stability_of(state, elapsed):
     """:func:`~phase2.stability.stability_metrics`, `elapsed` (B,) after the last consolidation."""
     now = energy(state.fast_weights)
-    driven = coherence(now, state.bound, state.incoherent)
-    metrics = (state.energy, elapsed[:, None], state.bound, driven, state.gamma_shift)
-    return stability_metrics(now, *metrics)
+    metrics = (elapsed[:, None], state.bound, coherence_of(state), state.gamma_shift)
+    return stability_metrics(now, state.last_energy, *metrics)
 
 
 # %% notebooks/07_model.ipynb#diagnose
@@ -713,8 +750,7 @@ def watch(model, gammas, potentials, state):
             model.warned.add("overdamped")
     for layer in state.layers if "unstable" not in model.warned else ():
         now = energy(layer.fast_weights.detach())
-        driven = coherence(now, layer.bound, layer.incoherent)
-        unstable = violated(now, layer.energy, driven, layer.coherence)
+        unstable = violated(now, layer.last_energy, coherence_of(layer), layer.last_coherence)
         if warn_unstable(unstable, now, model.config.gamma_adjust_rate):
             model.warned.add("unstable")
             return
@@ -793,12 +829,11 @@ def forget(model):
 
 def restore_bases(model):
     """Make the resonance bases anew: a cast would round them, and a move from `meta` lose them."""
-    config, weight = model.config, model.embedding.weight
+    config, device = model.config, model.embedding.weight.device
     with torch.inference_mode(False):  # bases of that mode could not be trained with
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        basis = resonance_basis(config.resonance_basis, config.d_model // config.n_heads, dtype)
+        basis = resonance_basis(config.resonance_basis, config.head_dim, precision(model))
         for block in model.blocks:
-            block.basis = basis.to(weight.device)
+            block.basis = basis.to(device)
 
 
 # %% notebooks/07_model.ipynb#predict
@@ -822,9 +857,9 @@ def predict(
     Raises:
         ValueError: see :func:`check_input`.
     """
-    check_input(input_ids, attention_mask, state, model.config)
+    check_input(input_ids, state, attention_mask, model.config)
     input_ids = input_ids.long()  # a tokenizer may save space
-    state = new_state(model, len(input_ids)) if state is None else fit(state, model)
+    state = new_state(model, len(input_ids)) if state is None else cast_state(state, model)
     logits, state, gammas, potentials = run(model, input_ids, state, attention_mask)
     leave_behind(model, state)
     if return_diagnostics or not model.watched:

@@ -14,7 +14,7 @@ __all__ = [
     "check_matrices",
     "gram_matrix",
     "noise_scale",
-    "gate",
+    "rejected",
     "check_selection",
     "selection",
     "select",
@@ -105,7 +105,7 @@ def noise_scale(fast_weights):
 
 # %% notebooks/03_snr.ipynb#fade
 @torch.no_grad()
-def gate(weights, threshold):
+def rejected(weights, threshold):
     """What equation (eq-gate) takes from a memory.
 
     Args:
@@ -130,7 +130,7 @@ def gate(weights, threshold):
 
 # %% notebooks/03_snr.ipynb#select
 def check_selection(threshold, gamma_boost):
-    """Refuse a threshold too small for float64 or a negative boost, with a ValueError."""
+    """Refuse a threshold that float64 has no digits for, or a negative boost: ValueError."""
     if not 1e-3 <= threshold <= 1e6:  # with less, rounding decides what is empty
         raise ValueError(f"threshold must be from 0.001 to 1e6, got {threshold}")
     if not gamma_boost >= 0:
@@ -151,7 +151,7 @@ def selection(written, threshold, gamma_boost):
         ValueError: see :func:`check_selection`.
     """
     check_selection(threshold, gamma_boost)
-    _, noisy, share = gate(written, threshold)
+    _, noisy, share = rejected(written, threshold)
     return lift(math.expm1(-gamma_boost) * noisy, torch.ones_like(share)), share
 
 
@@ -164,7 +164,8 @@ def select(written, threshold=2.0, gamma_boost=1.0):
 
     Args:
         written: W, (B, H, D, D).
-        threshold: θ > 0, the SNR that divides signal from noise; 2 is the edge of pure noise.
+        threshold: θ, from 0.001 to 1e6, the SNR that divides signal from noise; 2 is the edge of
+            pure noise.
         gamma_boost: β ≥ 0, Γ · time added to a mode that is all noise, dimensionless.
 
     Returns:
@@ -186,7 +187,7 @@ def snr_stats(fast_weights, threshold=2.0):
 
     Args:
         fast_weights: W, (B, H, D, D).
-        threshold: θ > 0, see :func:`select`.
+        threshold: θ, see :func:`select`.
 
     Returns:
         A dictionary of floats, averages over the batch and the heads: `mean_snr` and `std_snr`
@@ -198,10 +199,10 @@ def snr_stats(fast_weights, threshold=2.0):
     """
     check_matrices("fast_weights", fast_weights)
     check_selection(threshold, 0.0)
-    noise, _, share = gate(fast_weights, threshold)
+    noise, _, share = rejected(fast_weights, threshold)
     sigma = (noise / fast_weights.shape[-1]).sqrt()
     wide = torch.promote_types(fast_weights.dtype, torch.float32)
-    snr = fast_weights.abs().to(wide) / sigma[..., None, None].to(wide)
+    snr = fast_weights.abs().to(wide) / sigma[..., None, None]
     return {
         "mean_snr": snr.mean().item(),
         "std_snr": snr.std(correction=0).item(),

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from phase2.model import check_keys, real, whole
+from phase2.model import check_fields, check_keys, real, whole
 
 __all__ = [
     "ByteTokenizer",
@@ -52,10 +52,11 @@ __all__ = [
     "Run",
     "piece_size",
     "pieces",
+    "read_windows",
     "loss_of",
     "diverged",
     "gradient",
-    "look_inside",
+    "log_of",
     "train_step",
     "check_run",
     "warn_of_another",
@@ -71,19 +72,22 @@ __all__ = [
     "rng_state",
     "set_rng_state",
     "CHECKPOINT",
-    "MODEL",
     "HISTORY",
+    "TOKENIZER",
+    "CONFIG",
+    "MODEL",
     "fingerprint",
-    "snapshot",
+    "checkpoint",
     "save_run",
     "FREE",
-    "differences",
+    "changes",
     "resume_run",
     "read_history",
     "write_history",
     "Interruption",
     "repeatable",
     "save_tokenizer",
+    "foreign_files",
     "begin",
     "record",
     "summary",
@@ -392,7 +396,7 @@ def bits_per_byte(loss, bytes_per_token=1.0):
 
 
 # %% notebooks/08_training.ipynb#settings
-SETTING_RULES = {
+SETTING_RULES = {  #: what is allowed in each field of :class:`TrainSettings`
     **dict.fromkeys(
         ["steps", "batch_size", "accumulate", "patience", "evaluate_windows"], whole(1)
     ),
@@ -407,24 +411,22 @@ SETTING_RULES = {
 class TrainSettings:
     """The choices of a training run; `SETTING_RULES` has what is allowed."""
 
-    steps: int = 1000
-    batch_size: int = 8  # windows of n_seq tokens a step, over all processes
-    accumulate: int = 1  # pieces that a process works through one after the other, to save memory
-    learning_rate: float = 2e-3  # at its peak
-    warmup: int = 50  # steps to the peak
-    weight_decay: float = 0.1
-    clip: float = 1.0  # largest norm of the gradient
-    log_every: int = 10  # steps between two snapshots of the memory
-    evaluate_every: int = 100
-    evaluate_windows: int = 64  # of held-out text, spread over it
-    save_every: int = 100
-    patience: int = 1000  # evaluations without a new best before stopping
-    seed: int = 0  # of the order of the windows
+    steps: int = 1000  #: changes of the weights
+    batch_size: int = 8  #: windows of n_seq tokens a step, over all processes
+    accumulate: int = 1  #: pieces that a process works through one after the other, to save memory
+    learning_rate: float = 2e-3  #: at its peak
+    warmup: int = 50  #: steps to the peak
+    weight_decay: float = 0.1  #: of matrices that mix features
+    clip: float = 1.0  #: largest norm of the gradient
+    log_every: int = 10  #: steps between two snapshots of the memory
+    evaluate_every: int = 100  #: steps
+    evaluate_windows: int = 64  #: of held-out text, spread over it
+    save_every: int = 100  #: steps
+    patience: int = 1000  #: evaluations without a new best before stopping
+    seed: int = 0  #: of the order of the windows
 
     def __post_init__(self):
-        for name, (allowed, meaning) in SETTING_RULES.items():
-            if not allowed(getattr(self, name)):
-                raise ValueError(f"{name} must be {meaning}, got {getattr(self, name)!r}")
+        check_fields(self, SETTING_RULES)
 
 
 # %% notebooks/08_training.ipynb#schedule
@@ -506,14 +508,19 @@ def pieces(run):
     n_seq = run.plain_model.config.n_seq
     starts = batch_starts(len(ids), n_seq, settings.batch_size, settings.seed, run.step)
     mine = starts[accelerator.process_index :: accelerator.num_processes]
-    windows = ids[mine[:, None] + torch.arange(n_seq + 1)].long().to(accelerator.device)
+    windows = read_windows(ids, mine, n_seq, accelerator.device)
     return windows.split(piece_size(settings, accelerator))
 
 
-def loss_of(model, window, look=False):
+def read_windows(ids, starts, length, device):
+    """The windows that begin at `starts`, with the token after each: (rows, length + 1) int64."""
+    return ids[starts[:, None] + torch.arange(length + 1)].long().to(device)
+
+
+def loss_of(model, window, diagnose=False):
     """Mean loss of the windows (rows, N + 1) in nats a token, and diagnostics if asked."""
-    found = model(window[:, :-1], return_diagnostics=look)
-    logits, diagnostics = found if look else (found, None)
+    found = model(window[:, :-1], return_diagnostics=diagnose)
+    logits, diagnostics = found if diagnose else (found, None)
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten())
     return loss, diagnostics
 
@@ -526,7 +533,7 @@ def diverged(run, found):
 
 
 # %% notebooks/08_training.ipynb#gradient
-def gradient(run, look):
+def gradient(run, diagnose):
     """Leave the gradient of the whole batch, averaged over processes, on the parameters.
 
     Returns:
@@ -538,7 +545,7 @@ def gradient(run, look):
         alone = contextlib.nullcontext() if last else run.accelerator.no_sync(run.model)
         with alone:
             try:
-                loss, diagnostics = loss_of(run.model, piece, look and number == 1)
+                loss, diagnostics = loss_of(run.model, piece, diagnose and number == 1)
             except ValueError as error:  # the memory refuses rates that are not finite
                 diverged(run, str(error))
             run.accelerator.backward(loss / len(parts))
@@ -548,7 +555,7 @@ def gradient(run, look):
 
 
 # %% notebooks/08_training.ipynb#look
-def look_inside(diagnostics):
+def log_of(diagnostics):
     """Per layer, what the log keeps of the diagnostics of a model: lists of floats."""
     stability = diagnostics["stability_metrics"]
     return {
@@ -570,7 +577,7 @@ def train_step(run, stop=False):
 
     Returns:
         dict with `step`, `loss` (nats a token), `bits_per_byte`, `learning_rate`, `gradient_norm`,
-        and every `log_every` steps what :func:`look_inside` sees.
+        and every `log_every` steps what :func:`log_of` keeps of the diagnostics.
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite; this step changes no weight.
@@ -592,7 +599,7 @@ def train_step(run, stop=False):
     entry = {"step": run.step, "loss": loss}
     entry["bits_per_byte"] = bits_per_byte(loss, run.data.train.bytes_per_token)
     entry |= {"learning_rate": rate, "gradient_norm": norm}
-    return entry | (look_inside(seen) if seen else {})
+    return entry | (log_of(seen) if seen else {})
 
 
 # %% notebooks/08_training.ipynb#check
@@ -664,17 +671,18 @@ def prepare(model, data, settings, accelerator, folder=None):
 def held_out_bits(run):
     """Bits per byte of held-out windows, spread over the held-out text; None if there is none."""
     tokens, accelerator, model = run.data.held_out, run.accelerator, run.plain_model
-    windows = TextWindows(tokens.ids, max(1, min(model.config.n_seq, len(tokens.ids) - 1)))
-    if not len(windows):
+    length = max(1, min(model.config.n_seq, len(tokens.ids) - 1))
+    windows = (len(tokens.ids) - 1) // length
+    if windows < 1:
         return None
-    count = min(len(windows), run.settings.evaluate_windows)
-    chosen = torch.linspace(0, len(windows) - 1, count).round().long()
-    mine = chosen[accelerator.process_index :: accelerator.num_processes]
+    count = min(windows, run.settings.evaluate_windows)
+    starts = length * torch.linspace(0, windows - 1, count).round().long()
+    mine = starts[accelerator.process_index :: accelerator.num_processes]
     model.eval()
     total = torch.zeros((), device=accelerator.device)
     for some in mine.split(piece_size(run.settings, accelerator)) if len(mine) else ():
-        rows = tokens.ids[some[:, None] * windows.n_seq + torch.arange(windows.n_seq + 1)]
-        total += loss_of(model, rows.long().to(accelerator.device))[0] * len(some)
+        rows = read_windows(tokens.ids, some, length, accelerator.device)
+        total += loss_of(model, rows)[0] * len(some)
     loss = accelerator.reduce(total, "sum").item() / count
     return bits_per_byte(loss, tokens.bytes_per_token)
 
@@ -802,12 +810,15 @@ def set_rng_state(state):
         sys.modules["numpy"].random.set_state(state["numpy"])
 
 
-# %% notebooks/08_training.ipynb#save
+# %% notebooks/08_training.ipynb#files
 CHECKPOINT = "training.pt"
-MODEL = "model.safetensors"  # chapter 11 writes it
 HISTORY = "history.jsonl"
+TOKENIZER = "tokenizer.json"
+CONFIG = "config.json"  # chapter 11 writes it, and the next
+MODEL = "model.safetensors"
 
 
+# %% notebooks/08_training.ipynb#save
 def fingerprint(data):
     """A short name for a text and its tokenization: other data, another name."""
     digest = hashlib.sha256()
@@ -817,7 +828,7 @@ def fingerprint(data):
     return digest.hexdigest()[:16]
 
 
-def snapshot(run, rng):
+def checkpoint(run, rng):
     """Everything the next step depends on, as tensors and plain values."""
     return {
         "model_state_dict": run.plain_model.state_dict(),
@@ -837,7 +848,7 @@ def save_run(run):
     """Write `training.pt` atomically; every process must call it, one writes."""
     rng = need("accelerate.utils").gather_object([rng_state()])
     if run.accelerator.is_main_process:
-        state = snapshot(run, rng)
+        state = checkpoint(run, rng)
         write_atomically(run.folder / CHECKPOINT, lambda file: torch.save(state, file))
         (run.folder / MODEL).unlink(missing_ok=True)  # of this run as it was when it had ended
     run.accelerator.wait_for_everyone()
@@ -847,7 +858,7 @@ def save_run(run):
 FREE = ("save_every", "patience")  # what a step does not depend on
 
 
-def differences(before, now):
+def changes(before, now):
     """The entries in which two dicts differ, but for those of `FREE`, in words."""
     names = [name for name in {**before, **now} if name not in FREE]
     pairs = ((name, before.get(name), now.get(name)) for name in names)
@@ -865,11 +876,11 @@ def resume_run(run):
     now = {"settings": asdict(run.settings), "config": model.config.to_dict()}
     try:
         for part, values in now.items():
-            if changed := differences(state[part], values):
+            if changed := changes(state[part], values):
                 why = f"a run goes on as it began, but {part} changed: {changed}"
                 raise CheckpointError(f"{path}: {why}; or start a new run from its model")
         precision = {"precision": run.accelerator.mixed_precision}
-        if changed := differences({"precision": state["precision"]}, precision):
+        if changed := changes({"precision": state["precision"]}, precision):
             raise CheckpointError(f"{path}: a run goes on as it began, but {changed}")
         if state["data"] != fingerprint(run.data):
             raise CheckpointError(f"{path}: from a run on another text, or held_out")
@@ -963,7 +974,7 @@ def repeatable(device):
 # %% notebooks/08_training.ipynb#save-tokenizer
 def save_tokenizer(tokenizer, folder):
     """Write `tokenizer.json` if there is more to say than "bytes"; warn if it cannot be said."""
-    path = Path(folder) / "tokenizer.json"
+    path = Path(folder) / TOKENIZER
     if isinstance(tokenizer, BPETokenizer):
         write_atomically(path, lambda file: file.write(tokenizer.tokenizer.to_str().encode()))
         return
@@ -973,6 +984,15 @@ def save_tokenizer(tokenizer, folder):
         warnings.warn(
             f"a {kind} is not saved: keep it, and set model.tokenizer after loading", stacklevel=2
         )
+
+
+# %% notebooks/08_training.ipynb#foreign-files
+def foreign_files(folder):
+    """Files of a model in a folder without a run; one that has only begun has its tokenizer."""
+    if (folder / CHECKPOINT).exists():
+        return []
+    names = [CONFIG, MODEL] if (folder / HISTORY).exists() else [CONFIG, MODEL, TOKENIZER]
+    return [folder / name for name in names if (folder / name).exists()]
 
 
 # %% notebooks/08_training.ipynb#begin
@@ -996,10 +1016,8 @@ def begin(run, resume):
         if not resume:
             why = "of a run that has saved nothing yet: remove it, or choose another folder"
             raise FileExistsError(f"{history} exists, {why}")
-    alone = () if path.exists() else (MODEL, "config.json", "tokenizer.json")
-    for file in (run.folder / name for name in alone):
-        if file.exists() and not (file.name == "tokenizer.json" and history.exists()):
-            raise FileExistsError(f"{file} exists, without its run: choose another folder")
+    for file in foreign_files(run.folder):
+        raise FileExistsError(f"{file} exists, without its run: choose another folder")
     run.accelerator.wait_for_everyone()  # all have read before one writes
     if run.accelerator.is_main_process:
         write_history(run.folder / HISTORY, run.history)
@@ -1109,7 +1127,7 @@ def to_settings(settings, values):
         raise ValueError(f"give settings or its fields, not both; got both, {', '.join(values)}")
     if not isinstance(settings, TrainSettings | None):
         raise TypeError(f"settings must be TrainSettings, got {type(settings).__name__}")
-    check_keys(values, list(TrainSettings.__dataclass_fields__))
+    check_keys(values, TrainSettings.__dataclass_fields__)
     return settings or TrainSettings(**values)
 
 

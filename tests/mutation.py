@@ -62,7 +62,6 @@ EXPLAINED = {
     "consolidation.remember: position > 0 or not state.fast_weights.any() -> "
     "position > 0 and (not state.fast_weights.any())": "changes the speed, not the result",
     "consolidation.TOGETHER: 32 -> 64": "changes the speed, not the result",
-    "consolidation.pass_stretches: 1 -> 2": "a loop that returns before it ends",
     "consolidation.ConsolidatedMemory.backward: 5 -> 10": "autograd drops a None too many",
     "consolidation.ConsolidatedMemory.forward: ctx.set_materialize_grads(False) -> pass": (
         "zeros in the place of None, and slower"

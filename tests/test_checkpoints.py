@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, and nothing but a model gets in."""
 
+import contextlib
 import copy
 import json
 import os
@@ -171,7 +172,7 @@ def test_the_form_of_torch_save(model, tmp_path):
     assert digest(from_pretrained(path).state_dict()) == digest(model.state_dict())
 
 
-def test_a_run_that_is_not_finished_loads_its_best_weights(model, tmp_path):
+def test_a_run_that_is_not_finished_loads_its_best_weights(tmp_path):
     class Killed(Exception):
         pass
 
@@ -380,8 +381,9 @@ def test_a_harmful_file_is_refused_and_nothing_of_it_runs(model, tmp_path, kind,
         with pytest.raises(CheckpointError, match="nothing in it was run"):
             train(create_phase2_model(**TINY), text_data(TEXT), out=tmp_path, resume=True)
     assert not proof.exists()
-    torch.serialization.load(path, weights_only=False) if kind == "zip" else None
-    assert proof.exists() == (kind == "zip")  # it would have worked
+    with contextlib.suppress(RuntimeError):  # a bare pickle runs, and then is no checkpoint
+        torch.load(path, weights_only=False)
+    assert proof.exists()  # it would have worked
 
 
 def test_a_pickle_that_calls_itself_safetensors(folder, tmp_path):
@@ -435,7 +437,7 @@ def test_a_state_comes_back_for_its_model_and_no_other(model, tmp_path):
         load_state(path, model)
 
 
-def test_a_state_of_a_model_in_half_precision_comes_back(model, tmp_path):
+def test_a_state_of_a_model_in_half_precision_comes_back(tmp_path):
     half = create_phase2_model(**TINY).bfloat16()
     with torch.no_grad():
         _, state = half(torch.randint(0, 300, (1, 20)), return_state=True)

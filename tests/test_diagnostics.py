@@ -6,12 +6,14 @@ import math
 import re
 import shutil
 from dataclasses import asdict
+from operator import sub
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from phase2.diagnostics import (
+    PLACES,
     SNAPSHOTS,
     decaying_rank,
     diagnose,
@@ -19,12 +21,13 @@ from phase2.diagnostics import (
     draw_memory,
     effective_rank,
     forgetting,
+    is_place,
+    measured_window,
     observe,
     over_time,
     recall,
     snapshot,
     traces,
-    window,
 )
 from phase2.memory import memory_recurrent
 from phase2.model import Phase2Config, create_phase2_model
@@ -81,13 +84,13 @@ def test_window_of_an_exponential_is_one_over_gamma(gamma):
     for most in (1, 7, 1000):  # within reach, or extrapolated
         lags = doubling(most)
         assert lags[-1] == most and lags == sorted(set(lags))
-        assert window(lags, [gamma * lag for lag in lags]) == pytest.approx(1 / gamma)
+        assert measured_window(lags, [gamma * lag for lag in lags]) == pytest.approx(1 / gamma)
 
 
 def test_window_of_what_is_not_lost_or_lost_at_once():
-    assert window([1, 2], [0.0, 0.0]) == math.inf
-    assert window([1, 2], [math.inf, math.inf]) == 0
-    assert window([1, 2], [math.nan, math.nan]) == math.inf
+    assert measured_window([1, 2], [0.0, 0.0]) == math.inf
+    assert measured_window([1, 2], [math.inf, math.inf]) == 0
+    assert measured_window([1, 2], [math.nan, math.nan]) == math.inf
 
 
 def test_memories_are_forgotten_by_gamma_alone_without_consolidation(ids):
@@ -100,6 +103,13 @@ def test_memories_are_forgotten_by_gamma_alone_without_consolidation(ids):
     total = torch.stack(seen["gamma_values"])[:, 0].cumsum(1)  # (layers, N, H)
     expected = torch.exp(-total[:, [lag - 1 for lag in lags]]).transpose(0, 1)
     torch.testing.assert_close(left, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("length, piece", [(2, 1), (500, 16), (1000, 500), (10_000, 79)])
+def test_forgetting_is_followed_from_a_few_places_of_the_first_half(length, piece):
+    places = [read for read in range(piece, length, piece) if is_place(read, piece, length)]
+    assert 1 <= len(places) <= PLACES and places[-1] <= length / 2
+    assert all(apart > length / 2 / PLACES - piece for apart in map(sub, places[1:], places))
 
 
 def test_forgetting_leaves_the_state_as_it_was(model, ids):
@@ -174,6 +184,13 @@ def test_report_agrees_with_the_model(report, model, ids):
         torch.testing.assert_close(torch.tensor(memory["window"]), rates, rtol=0.05, atol=0)
 
 
+@pytest.mark.parametrize("dt", [1.0, 0.25])
+def test_windows_are_those_of_the_rates_without_consolidation(ids, dt):
+    model = create_phase2_model(d_model=32, n_layers=2, n_heads=2, consolidate_every=10_000, dt=dt)
+    for memory in diagnose(model, ids).memory:
+        assert memory["measured_window"] == pytest.approx(memory["window"], rel=0.1)
+
+
 def test_consolidation_only_shortens_windows(ids):
     off = {"snr_gamma_boost": 0.0, "resonance_strength": 0.0}
     windows = []
@@ -241,6 +258,11 @@ def test_plot_has_a_panel_for_each_thing_and_says_units(report):
         assert axes.get_ylabel() and (axes.get_xlabel() or axes.get_label() == "<colorbar>")
     energy = next(axes for axes in figure.axes if "bound" in axes.get_ylabel())
     assert len(energy.lines) == 4  # energy and bound of two layers
+    memories = next(axes for axes in figure.axes if axes.get_ylabel() == "effective rank")
+    assert memories.get_xlabel() == "window, tokens"
+    for line, memory in zip(memories.lines, report.memory, strict=True):
+        assert [*line.get_xdata()] == memory["measured_window"]
+        assert [*line.get_ydata()] == memory["effective_rank"]
     plt.close(figure)
 
 
@@ -252,10 +274,21 @@ def test_pages_leave_no_figure_open(report):
 
 
 def test_table_has_a_line_for_each_memory_and_layer(report):
-    lines = str(report).splitlines()
-    assert len([line for line in lines if re.match(r"\s*\d+\s+\d+\s", line)]) >= 4
-    assert repr(report) == str(report)
-    assert len({len(line) for line in lines[2:7]}) == 1  # columns are aligned
+    _, memories, layers = str(report).split("\n\n")
+    header, *rows, _ = memories.splitlines()
+    names = ["layer", "head", "window from Γ", "measured", "effective rank", "energy", "bound"]
+    assert re.split("  +", header.strip()) == names
+    assert len({len(line) for line in (header, *rows)}) == 1  # columns are aligned
+    expected = []
+    for layer, memory in enumerate(report.memory):
+        stability = report.diagnostics["stability_metrics"][layer]
+        ends = [stability[f"{name}_by_head"][-1] for name in ("energy", "energy_bound")]
+        columns = memory["window"], memory["measured_window"], memory["effective_rank"], *ends
+        expected += [(layer, head, *row) for head, row in enumerate(zip(*columns))]
+    shown = [[float(x.replace(",", "")) for x in row.replace("~", "").split()] for row in rows]
+    three_digits = {"rtol": 0.005, "atol": 0}
+    torch.testing.assert_close(torch.tensor(shown), torch.tensor(expected), **three_digits)
+    assert len(layers.splitlines()) == 1 + 2
 
 
 @pytest.mark.parametrize("length", [2, 3, 15, 16, 17, 31, 33, 100])
@@ -291,7 +324,7 @@ def test_strings_go_through_the_tokenizer(model):
     as_text = diagnose(model, "Γ decays " * 9)
     as_ids = diagnose(model, list("Γ decays ".encode()) * 9)
     assert asdict(as_text) == asdict(as_ids)
-    by_hand = diagnose(model, "abcd", encode=lambda text: [ord(x) for x in text])
+    by_hand = diagnose(model, [ord(x) for x in "abcd"])
     assert by_hand.tokens[-1] == 4
 
 
@@ -337,15 +370,16 @@ def test_recall_of_the_last_query_is_what_the_model_read(model, ids):
         torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_keys_stand_where_the_memory_has_turned_them(ids):
+@pytest.mark.parametrize("dt", [1.0, 0.25])
+def test_keys_stand_where_the_memory_has_turned_them(ids, dt):
     """Without consolidation W is the sum of what was written: Σ η e^{−Σ Γ dt} R k vᵀ."""
-    model = create_phase2_model(d_model=32, n_layers=1, n_heads=2, consolidate_every=1000)
+    model = create_phase2_model(d_model=32, n_layers=1, n_heads=2, consolidate_every=1000, dt=dt)
     trace = traces(model, ids[:60], layer=0)
     with torch.no_grad():
         _, seen = model(ids[None, :60], return_diagnostics=True)
         h = model.blocks[0].memory_norm(model.embedding(ids[:60]))
         eta = 0.2 * torch.sigmoid(model.blocks[0].eta(h))
-    total = seen["gamma_values"][0][0].cumsum(0)  # (N, H)
+    total = dt * seen["gamma_values"][0][0].cumsum(0)  # (N, H)
     left = eta * torch.exp(total - total[-1])
     expected = torch.einsum("nh,nhi,nhj->hij", left, trace.k, trace.v)
     torch.testing.assert_close(trace.fast_weights, expected, atol=1e-5, rtol=1e-4)

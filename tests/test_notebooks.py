@@ -89,11 +89,6 @@ def test_no_timing_is_stored(notebook):
     assert not [cell.id for cell in code_cells(notebook) if "execution" in cell.metadata]
 
 
-def test_export_cells_are_short(notebook):
-    sizes = {cell.id: cell.source.count("\n") + 1 for cell in tagged(notebook, "export")}
-    assert not {cell_id: size for cell_id, size in sizes.items() if size > 40}
-
-
 def test_errors_are_announced(notebook):
     """A cell fails only where its tag says that it will."""
     failed = {
