@@ -448,8 +448,8 @@ REACH = 512  # tokens over which it is
 
 def is_place(read, piece, length):
     """Is this snapshot the first after one of the places, spread over the first half of a text?"""
-    passed = [2 * PLACES * n // length for n in (read - piece, read)]
-    return passed[1] > passed[0] and 2 * read <= length + 1
+    before, now = (min(2 * PLACES * n // length, PLACES) for n in (read - piece, read))
+    return now > before and read < length
 
 
 def measure_windows(model, places, ids):
