@@ -384,6 +384,9 @@ def save_pretrained(model, folder, tokenizer=None, **options):
             model, or bytes.
         options: of the Hub's mixin: `push_to_hub`, `repo_id`, `private`, …
 
+    Returns:
+        None, or what the mixin says of the repository it pushed to.
+
     Raises:
         TypeError: another tokenizer, which cannot be saved; or no such option.
         ValueError: the tokenizer has more tokens than the model knows.

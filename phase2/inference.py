@@ -143,7 +143,7 @@ def stream(
         that has read the prompts and all of those tokens.
 
     Raises:
-        ValueError: see :func:`check_sampling` and :func:`check_prompt`.
+        TypeError, ValueError: see :func:`check_sampling` and :func:`check_prompt`.
     """
     limits = {"max_new_tokens": max_new_tokens, "stop_token": stop_token}
     check_sampling(temperature, top_k=top_k, top_p=top_p, **limits)
@@ -200,7 +200,7 @@ def generate(model, input_ids, max_new_tokens, return_state=False, **options):
         state, if asked for.
 
     Raises:
-        ValueError: see :func:`stream`.
+        TypeError, ValueError: see :func:`stream`.
     """
     if max_new_tokens is None:
         raise ValueError(
@@ -422,6 +422,7 @@ def text_ids(model, text):
 
     Raises:
         TypeError, ValueError: see :func:`as_ids`; the name of a file as a text.
+        OSError: the file cannot be read.
     """
     if isinstance(text, str | bytes | os.PathLike):
         (document,) = read_documents(text)
@@ -442,7 +443,8 @@ def evaluate(model, ids, piece=1024, n_bytes=None):
         tokenizer to count bytes with) and `tokens`, how many were predicted.
 
     Raises:
-        ValueError: see :func:`surprisals`; the name of a file; or `n_bytes` is no number above 0.
+        TypeError, ValueError: see :func:`surprisals` and :func:`text_ids`; `n_bytes` not above 0.
+        OSError: the file cannot be read.
     """
     if isinstance(ids, str | bytes | os.PathLike):
         ids = text_ids(model, ids)
@@ -472,7 +474,7 @@ def interact(model, max_new_tokens=200, read=input, write=print, **options):
         options: all others of :func:`stream`, by name.
 
     Raises:
-        ValueError: see :func:`stream`.
+        TypeError, ValueError: see :func:`stream`.
     """
     tokenizer, state, device = tokenizer_of(model), None, model.embedding.weight.device
     filters = {name: options[name] for name in SAMPLING_RULES.keys() & options.keys()}

@@ -573,6 +573,9 @@ def retrieval_snr(pairs, dim):
     Args:
         pairs: P > 1, associations stored.
         dim: d, key dimension.
+
+    Returns:
+        √(d / (P − 1)), a float.
     """
     return math.sqrt(dim / (pairs - 1))
 
@@ -600,6 +603,9 @@ def lag_snr(lag, gamma, dim):
         lag: m ≥ 0, tokens; a float or a tensor.
         gamma: Γ dt > 0, per token; a float or a tensor.
         dim: d, key dimension.
+
+    Returns:
+        A tensor of the shape that both broadcast to.
     """
     lag, gamma = torch.as_tensor(lag), torch.as_tensor(gamma)
     return torch.exp(-gamma * lag) * torch.sqrt(-dim * torch.expm1(-2 * gamma))

@@ -572,7 +572,7 @@ def check_input(input_ids, state, attention_mask, config):
     """Refuse a call that cannot mean anything, before anything is computed.
 
     Raises:
-        TypeError: `input_ids` or the mask is no tensor.
+        TypeError: `input_ids` or the mask is no tensor, or the state no Phase2State.
         ValueError: wrong rank or type of `input_ids`, an id outside the vocabulary, a mask or a
             state that does not fit; see :func:`check_state`.
     """
@@ -855,7 +855,8 @@ def predict(
         Logits; then the diagnostics and the state, if asked for.
 
     Raises:
-        ValueError: see :func:`check_input`.
+        TypeError, ValueError: see :func:`check_input`; rates or memories that are not finite; or
+            diagnostics of a batch of 0.
     """
     check_input(input_ids, state, attention_mask, model.config)
     input_ids = input_ids.long()  # a tokenizer may save space
@@ -878,6 +879,9 @@ class Phase2IntegratedModel(torch.nn.Module):
 
     Args:
         config: Phase2Config; or give its fields by name.
+
+    Raises:
+        TypeError, ValueError: see :func:`create_phase2_model`.
     """
 
     def __init__(self, config=None, **values):
@@ -921,6 +925,7 @@ def create_phase2_model(preset=None, config=None, **values):
 
     Raises:
         ValueError: an unknown preset or field, a value that is not allowed, or preset and config.
+        TypeError: config is no Phase2Config.
     """
     if preset is None:
         return Phase2IntegratedModel(config, **values)

@@ -79,7 +79,7 @@ def check_matrices(name, matrices):
 
 
 def gram_matrix(weights):
-    """W Wᵀ in float64, or rounding decides the noise of a stretch with fewer tokens than D."""
+    """W Wᵀ of (…, D, D) in float64: rounding would decide the noise of fewer tokens than D."""
     with torch.autocast(weights.device.type, enabled=False):
         wide = weights.double()
         return wide @ wide.mT

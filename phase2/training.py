@@ -267,6 +267,7 @@ class Tokens(NamedTuple):
 
     @property
     def bytes_per_token(self):
+        """Bytes of text that a token stands for, on average."""
         return self.size / max(1, len(self.ids))
 
 
@@ -1108,10 +1109,10 @@ def train(
         The history, a dict a step: see :func:`train_step`, :func:`evaluate_run`.
 
     Raises:
-        ValueError: see :func:`check_run`.
+        TypeError, ValueError: see :func:`check_run` and :func:`to_settings`.
         FileExistsError, CheckpointError: see :func:`begin`, :func:`resume_run`.
         FloatingPointError: the loss is not finite.
-        KeyboardInterrupt: after Ctrl-C, once the run is saved.
+        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once the run is saved.
     """
     accelerator = accelerator or need("accelerate").Accelerator()
     folder = Path(out) if out else None

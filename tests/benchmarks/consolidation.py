@@ -6,7 +6,7 @@ python tests/benchmarks/consolidation.py [--device cuda]
 import argparse
 
 import torch
-import torch.nn.functional as F
+from memory import inputs
 from timing import in_turns, machine
 
 from phase2 import Phase2Config
@@ -19,11 +19,7 @@ SHAPES = [(4, 512), (1, 2048)]  # a training batch, and one long text
 
 def measure(batch, length, device):
     """Seconds of a layer's memory, by the number of tokens between two looks."""
-    shape = (batch, length, HEADS, DIM)
-    q, v, k = torch.randn(shape), torch.randn(shape), F.normalize(torch.randn(shape), dim=-1)
-    gamma, eta = 0.01 + 0.1 * torch.rand(2, *shape[:3])
-    tensors = [q, k, v, gamma, torch.randn(shape[:3]), eta]
-    tensors = [x.to(device).requires_grad_() for x in tensors]
+    tensors = inputs((batch, length, HEADS, DIM), torch.float32, device)
     empty = empty_memory(batch, HEADS, DIM, device)
     basis = resonance_basis("zeta", DIM).to(device)
 

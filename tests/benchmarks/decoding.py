@@ -16,9 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from timing import machine
-from training import llama, mamba, nearest, size
-
-from phase2 import create_phase2_model
+from training import models
 
 ROUNDS, TURN = 15, 10  # the models take turns of 10 tokens
 LONGEST = 10_000  # for Llama
@@ -78,17 +76,12 @@ def main():
     parser.add_argument("--compile", action="store_true")
     settings = parser.parse_args()
     torch.manual_seed(0)
-    ours = create_phase2_model(preset="small").eval()
-    models = {
-        "phase2": ours,
-        "Llama": nearest(llama, range(512, 1024, 8), size(ours)).eval(),
-        "Mamba2": nearest(mamba, range(64, 136, 8), size(ours)).eval(),
-    }
+    built = {name: make().eval() for name, make in models().items()}
     print(machine())
-    print(f"the weights alone: {1e3 * weights_once(ours):.2f} ms a token")
+    print(f"the weights alone: {1e3 * weights_once(built['phase2']):.2f} ms a token")
     first = None
     for position in settings.positions:
-        found = decode(models, position, torch.compile if settings.compile else lambda model: model)
+        found = decode(built, position, torch.compile if settings.compile else lambda model: model)
         first = first or found["phase2"]
         each = ", ".join(
             f"{name} {1e3 * x:.2f} ms ({x / found['phase2']:.2f} x)" for name, x in found.items()

@@ -9,27 +9,14 @@ Then the time of each part of the diagnostics, alone.
 """
 
 import argparse
-import time
 
 import torch
 import torch.nn.functional as F
+from timing import best, in_turns
 
 from phase2.model import create_phase2_model, diagnose_layers, stability_of, watch
 from phase2.resonance import resonance_info
 from phase2.snr import snr_stats
-
-
-def seconds(call):
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def compare(call, rounds):
-    """Seconds without and with, the fastest of some rounds."""
-    call(False), call(True)
-    pairs = [(seconds(lambda: call(False)), seconds(lambda: call(True))) for _ in range(rounds)]
-    return map(min, zip(*pairs))
 
 
 def cases(model, ids):
@@ -73,17 +60,19 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
+    rounds = options.rounds
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model, ids = create_phase2_model(preset="small"), torch.randint(0, 256, (4, 512))
     print(f"{'':16s} {'off, ms':>9} {'on, ms':>9} {'overhead':>9}")
     for name, call in cases(model, ids).items():
-        off, on = compare(call, options.rounds)
+        times = in_turns(
+            {look: lambda look=look, call=call: call(look) for look in (False, True)}, rounds
+        )
+        off, on = times.values()
         print(f"{name:16s} {1000 * off:9.2f} {1000 * on:9.2f} {100 * (on / off - 1):+8.1f} %")
     for name, call in parts(model, ids).items():
-        call()
-        spent = min(seconds(call) for _ in range(options.rounds))
-        print(f"  {name:14s} {'':9} {1000 * spent:9.2f}")
+        print(f"  {name:14s} {'':9} {1000 * best(call, rounds):9.2f}")
 
 
 if __name__ == "__main__":

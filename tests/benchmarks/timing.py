@@ -14,15 +14,7 @@ def settle():
 
 def best(function, repeats=7):
     """Seconds of the fastest of several calls, after one that warms up."""
-    function()
-    times = []
-    for _ in range(repeats):
-        settle()
-        start = time.perf_counter()
-        function()
-        settle()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return in_turns({"it": function}, repeats)["it"]
 
 
 def in_turns(functions, repeats=7):
