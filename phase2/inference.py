@@ -66,7 +66,7 @@ def choose_token(logits, temperature=0.0, top_k=None, top_p=None, generator=None
 
 
 # %% notebooks/09_inference.ipynb#checks
-SAMPLING_RULES = {  #: what is allowed in each option of :func:`stream`
+SAMPLING_RULES = {  # what is allowed in each option of `stream`
     "max_new_tokens": whole(0),
     "stop_token": whole(0),
     "temperature": real(0),

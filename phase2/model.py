@@ -133,7 +133,7 @@ def check_fields(settings, rules):
 
 
 # %% notebooks/07_model.ipynb#config-rules
-CONFIG_RULES = {  #: what is allowed in each field of :class:`Phase2Config`
+CONFIG_RULES = {  # what is allowed in each field of `Phase2Config`
     **dict.fromkeys(["vocab_size", "d_model", "n_layers", "n_heads"], whole(1)),
     **dict.fromkeys(["n_seq", "consolidate_every"], whole(1)),
     **dict.fromkeys(["base_decay", "dt", "hebbian_eta"], real(1e-30, 1e30)),

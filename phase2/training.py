@@ -397,7 +397,7 @@ def bits_per_byte(loss, bytes_per_token=1.0):
 
 
 # %% notebooks/08_training.ipynb#settings
-SETTING_RULES = {  #: what is allowed in each field of :class:`TrainSettings`
+SETTING_RULES = {  # what is allowed in each field of `TrainSettings`
     **dict.fromkeys(
         ["steps", "batch_size", "accumulate", "patience", "evaluate_windows"], whole(1)
     ),
