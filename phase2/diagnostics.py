@@ -138,10 +138,10 @@ def effective_rank(fast_weights):
     Returns:
         r, (...), from 1 to D; 0 for an empty memory.
     """
-    sigma = torch.linalg.svdvals(fast_weights.float())  # (..., D)
-    total = sigma.sum(-1)
+    s = torch.linalg.svdvals(fast_weights.float())  # (..., D)
+    total = s.sum(-1)
     # p_i = s_i / Σ s_j;  r = exp(−Σ p_i ln p_i)
-    p = sigma / total.clamp(min=torch.finfo(sigma.dtype).tiny)[..., None]
+    p = s / total.clamp(min=torch.finfo(s.dtype).tiny)[..., None]
     return torch.where(total > 0, torch.exp(torch.special.entr(p).sum(-1)), 0.0)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from phase2 import Phase2Config
 from phase2.consolidation import (
+    coherence_of,
     consolidate,
     empty_memory,
     pass_through,
@@ -231,3 +232,8 @@ def test_a_token_that_erases_everything_between_looks(gone):
         expected, _, state = pass_through(one, None, state, t, basis, config, together=1)
         torch.testing.assert_close(y[:, t].double(), expected[:, 0], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(last.bound.double(), state.bound, atol=0, rtol=1e-4)
+
+
+def test_the_coherence_of_a_state_has_no_gradient():
+    weights = torch.ones(1, 1, 4, 4, requires_grad=True)
+    assert not coherence_of(empty_memory(1, 1, 4)._replace(fast_weights=weights)).requires_grad
