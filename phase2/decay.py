@@ -2,6 +2,7 @@
 """Decay."""
 
 import math
+import sys
 import warnings
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "DecayPotential",
     "OVERDAMPED",
     "OverdampedWarning",
+    "warn_caller",
     "warn_overdamped",
 ]
 
@@ -184,6 +186,17 @@ class OverdampedWarning(UserWarning):
     """The memory forgets much faster than it turns."""
 
 
+def warn_caller(message, category):
+    """Warn where this package was called from, of every model anew.
+
+    `warnings.warn` would name a line of the package, and be silent the second time in a process.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("phase2", "torch"):
+        frame = frame.f_back
+    warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno)
+
+
 def warn_overdamped(gamma, potential):
     """Warn when a memory forgets before it has turned: mean Γ / mean |V| above 10.
 
@@ -196,10 +209,9 @@ def warn_overdamped(gamma, potential):
     """
     ratio = damping_ratio(gamma.mean(), potential.abs().mean()).item()
     if ratio > OVERDAMPED:
-        warnings.warn(
+        warn_caller(
             f"Overdamped system detected: Γ/|V| = {ratio:.2f} (up to {OVERDAMPED:g} is fine). "
-            "Lower base_decay.",
+            "Lower base_decay, or the learning rate of the optimizer if training has led here.",
             OverdampedWarning,
-            stacklevel=2,
         )
     return ratio > OVERDAMPED

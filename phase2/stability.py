@@ -1,10 +1,9 @@
 # Generated from notebooks/05_stability.ipynb; edit the notebook, not this file.
 """Stability."""
 
-import warnings
-
 import torch
 
+from phase2.decay import warn_caller
 from phase2.memory import decays
 
 __all__ = [
@@ -210,10 +209,9 @@ def warn_unstable(unstable, energy, gamma_adjust_rate):
         cure = (
             f"Raise gamma_adjust_rate (now {gamma_adjust_rate:g}) or lower" if finite else "Lower"
         )
-        warnings.warn(
+        warn_caller(
             f"Lyapunov stability violated: the energy of {count} of {unstable.numel()} memories "
             f"{found}. {cure} the learning rate of the optimizer.",
             StabilityWarning,
-            stacklevel=2,
         )
     return count > 0

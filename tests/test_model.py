@@ -229,8 +229,11 @@ def test_an_average_input_is_written_at_the_rate_of_the_configuration():
 def test_statistics():
     model = tiny()
     model(tokens(1, 9))
+    model.head.requires_grad_(False)
     stats = model.get_statistics()
     assert stats["num_parameters"] == sum(p.numel() for p in model.parameters())
+    frozen = stats["num_parameters"] - stats["num_trainable_parameters"]
+    assert frozen == model.head.weight.numel()
     assert stats["num_layers"] == len(stats["block_stats"]) == 2
     assert stats["block_stats"][0]["fast_weight_norm"] > 0
     _, gamma = model.blocks[0].potential(torch.zeros(16))
@@ -358,6 +361,14 @@ def test_warnings_come_once_per_model():
         warnings.simplefilter("error")
         model(tokens(1, 9), return_diagnostics=True)
         tiny(base_decay=0.005)(tokens(1, 9))  # the cure
+
+
+def test_warnings_of_a_second_model_are_heard_and_name_the_caller():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")  # as Python has it: a place says a thing once
+        for _ in range(2):
+            tiny(base_decay=5.0)(tokens(1, 9))
+    assert [w.filename for w in caught] == [__file__] * 2
 
 
 def test_no_cast_rounds_the_bases_and_no_move_loses_them():
