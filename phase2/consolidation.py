@@ -23,8 +23,8 @@ from phase2.memory import (
     split,
     split_times,
     times,
+    to_frame,
     turn,
-    turned,
     with_decays,
 )
 from phase2.resonance import mode_gate, resonate
@@ -193,7 +193,7 @@ def token(q, k, v, gamma, potential, eta, state, dt):
 
 
 # %% notebooks/06_consolidation.ipynb#look
-def look(keep, written, carried, key_basis, basis, strength):
+def look(keep, written, carried, key_basis, basis, resonance_strength):
     """Equation (eq-looks).
 
     Args:
@@ -202,7 +202,7 @@ def look(keep, written, carried, key_basis, basis, strength):
         carried: what is left of W̃ at its start, likewise.
         key_basis: U_s, likewise; not used without a basis.
         basis: see :func:`consolidate`.
-        strength: λ of equation (eq-resonate).
+        resonance_strength: λ of equation (eq-resonate).
 
     Returns:
         W̃ at the start of the next stretch, and F or, without a basis, None.
@@ -211,7 +211,7 @@ def look(keep, written, carried, key_basis, basis, strength):
     if basis is None:
         return weights, None
     modes = key_basis.mT @ weights @ basis
-    gate = mode_gate(modes, strength)
+    gate = mode_gate(modes, resonance_strength)
     return key_basis @ (modes * gate) @ basis.mT, gate
 
 
@@ -359,7 +359,7 @@ def consolidated_forward(q, k, v, decay, spin, eta, state, basis, config, size, 
         the controller adds to Γ, (B, S, H); the last result of :func:`pass_stretches`; and what
         the backward pass needs.
     """
-    q, k, v_eta = turned(q, spin, size), turned(k, spin, size), split_times(v, eta, size)
+    q, k, v_eta = to_frame(q, spin, size), to_frame(k, spin, size), split_times(v, eta, size)
     edges = spin.unflatten(1, (count, -1))[:, :-1, -1]  # at the looks, (B, S − 1, H)
     strength = eta * torch.linalg.vector_norm(v, dim=-1, dtype=eta.dtype)
     looks = () if basis is None else (basis.to(eta), turn(basis.to(eta), edges))  # U and U_s

@@ -30,7 +30,7 @@ __all__ = [
     "carry",
     "products",
     "Chunks",
-    "turned",
+    "to_frame",
     "with_decays",
     "to_chunks",
     "writes",
@@ -331,16 +331,16 @@ class Chunks(NamedTuple):
 
 
 # %% notebooks/02_memory.ipynb#to-chunks
-def turned(x, spin, size):
+def to_frame(x, spin, size):
     """R(−Φ) x in chunks: (B, N, H, D) and e^{−iΦ} (B, N, H) -> (B, n, H, C, D)."""
     return as_real(split_times(as_complex(x), spin, size)).to(x.dtype)
 
 
 def with_decays(q, k, v_eta, decay):
     """Chunks of Q̃, K̃ and V_η, (B, n, H, C, D), and Γ dt, (B, N, H)."""
-    within, *decays = chunk_decays(decay, q.shape[-2])
+    within, *others = chunk_decays(decay, q.shape[-2])
     within = within.to(q.dtype)
-    return Chunks(q, k, v_eta, (q @ k.mT).mul_(within), within, *decays)
+    return Chunks(q, k, v_eta, (q @ k.mT).mul_(within), within, *others)
 
 
 def to_chunks(q, k, v, decay, spin, eta, size):
@@ -357,7 +357,7 @@ def to_chunks(q, k, v, decay, spin, eta, size):
         Chunks.
     """
     return with_decays(
-        turned(q, spin, size), turned(k, spin, size), split_times(v, eta, size), decay
+        to_frame(q, spin, size), to_frame(k, spin, size), split_times(v, eta, size), decay
     )
 
 
