@@ -247,7 +247,7 @@ GONE = 88.0  # e^{−88} is nothing beside any number of float32
 
 
 def decays(gamma, dt):
-    """Γ dt, (B, N, H), at most `GONE`: a larger one would cost its neighbors their digits."""
+    """Γ dt, (B, N, H), at most `GONE`: in a running sum a huge one would round the others away."""
     return (gamma * dt).clamp(max=GONE)
 
 

@@ -601,7 +601,7 @@ def check_input(input_ids, state, attention_mask, config):
 
 # %% notebooks/07_model.ipynb#run
 def run_blocks(model, input_ids, layers, position, mask=None):
-    """Tokens through embedding, blocks and head.
+    """Tokens through embedding, blocks and output layer.
 
     Returns:
         Logits (B, N, vocab_size), the new states, and Γ and V of every layer, (B, N, H).
@@ -791,7 +791,7 @@ PRESETS = {
 
 
 def initialize(model):
-    """Weights of a new model: unit embedding, branches of 3/4 its size together, a faint head."""
+    """Weights of a new model: unit embedding, branches of 3/4 its size together, a faint output."""
     depth = 2 * len(model.blocks)
     with torch.no_grad():
         for block in model.blocks:

@@ -123,7 +123,7 @@ def rejected(weights, threshold):
     shift = lift(torch.zeros_like(gram), tau2.sqrt())
     root = torch.linalg.solve_triangular(factor, shift, upper=False).to(dtype)  # τ L⁻¹
     with torch.autocast(weights.device.type, enabled=False):
-        noisy = root.mT @ root
+        noisy = root.mT @ root  # τ² L⁻ᵀ L⁻¹ = 1 − G
     share = 1 - noisy.diagonal(dim1=-2, dim2=-1).mean(-1)
     return noise.to(dtype), noisy, share
 
@@ -152,6 +152,7 @@ def selection(written, threshold, gamma_boost):
     """
     check_selection(threshold, gamma_boost)
     _, noisy, share = rejected(written, threshold)
+    # expm1(−β) = −λ
     return lift(math.expm1(-gamma_boost) * noisy, torch.ones_like(share)), share
 
 
