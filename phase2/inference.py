@@ -446,7 +446,7 @@ def evaluate(model, ids, piece=1024, n_bytes=None):
         TypeError, ValueError: see :func:`surprisals` and :func:`text_ids`; `n_bytes` not above 0.
         OSError: the file cannot be read.
     """
-    if isinstance(ids, str | bytes | os.PathLike):
+    if isinstance(ids, str | bytes | os.PathLike):  # ids stay as they are: slices are read of them
         ids = text_ids(model, ids)
     if n_bytes is not None:
         check_value("n_bytes", n_bytes, real(0, above=True))

@@ -1,11 +1,13 @@
 """The command line: what it does, what it says, how it fails."""
 
+import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner  # noqa: E402
 
 from phase2.checkpoints import from_pretrained  # noqa: E402
-from phase2.cli import app  # noqa: E402
+from phase2.cli import app, train  # noqa: E402
 from phase2.inference import evaluate, generate  # noqa: E402
 
 TEXT = "".join(f"{n} squared is {n * n}; " for n in range(400))
@@ -350,3 +352,16 @@ def test_a_terminal_without_the_characters_of_a_report(run, text, tmp_path):
         capture_output=True,
     )
     assert done.returncode == 0 and b"window from ?" in done.stdout
+
+
+def test_paths_may_be_strings_in_the_context(tmp_path):
+    """As in older versions of typer; the function itself is given paths."""
+    text, out = tmp_path / "my.txt", tmp_path / "run"
+    text.write_text("one two three. " * 100)
+    params = {name: p.default for name, p in inspect.signature(train).parameters.items()}
+    params |= {"text": [str(text)], "out": str(out), "steps": 2, "warmup": 1}
+    params["set_"] = ["d_model=16", "n_layers=1", "n_heads=2", "n_seq=16"]
+    given = SimpleNamespace(name="COMMANDLINE")
+    context = SimpleNamespace(params=params, get_parameter_source=lambda name: given)
+    train(context, text=[text], out=out)
+    assert (out / "model.safetensors").exists()

@@ -251,3 +251,12 @@ def test_several_chunks_compile_without_a_break():
     compiled = torch.compile(memory_chunked, backend="aot_eager", fullgraph=True)
     for found, expected in zip(compiled(*tokens, *rates), memory_chunked(*tokens, *rates)):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_chunk_size_below_one_is_refused(size):
+    *tensors, state = inputs(1, 6, 1, 4, torch.float64, seed=0)
+    with pytest.raises(
+        ValueError, match=f"chunk_size must be an integer of at least 1, got {size}"
+    ):
+        memory_chunked(*tensors, state=state, chunk_size=size)

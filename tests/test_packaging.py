@@ -123,3 +123,10 @@ def test_environment_hands_over_to_pip():
     named = re.search(r"\[(.+)\]", handed["pip"][1])[1].split(",")
     assert set(named) <= set(PROJECT["optional-dependencies"])
     assert (ROOT / "book" / "pyproject.toml").exists()
+
+
+def test_a_module_that_needs_an_extra_is_no_attribute_without_it(monkeypatch):
+    """So that `help(phase2)` and completion, which try every name, go on."""
+    monkeypatch.delattr(phase2, "checkpoints", raising=False)
+    monkeypatch.setitem(sys.modules, "phase2.checkpoints", None)  # cannot be imported
+    assert "checkpoints" in dir(phase2) and not hasattr(phase2, "checkpoints")
