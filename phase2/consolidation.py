@@ -16,7 +16,6 @@ from phase2.memory import (
     decays,
     evolve,
     memory_chunked,
-    memory_step,
     overlap,
     read_gradients,
     refuse_second_derivative,
@@ -181,13 +180,18 @@ def token(q, k, v, gamma, potential, eta, state, dt):
         y (B, H, D), Γ as it was in force (B, H), and the MemoryState after the token.
     """
     gamma, eta = gamma + state.gamma_shift, eta * state.eta_scale
-    y, weights = memory_step(q, k, v, gamma, potential, eta, dt, state.fast_weights)
-    decay = gamma * dt
+    # for dt = 1 nothing is multiplied: so few numbers cost as much as many
+    decay, angle = (gamma, potential) if dt == 1 else (gamma * dt, potential * dt)
+    kept = torch.exp(-decay)
+    # equation (eq-memory), as in memory_step
+    weights = turn(state.fast_weights, torch.polar(kept, angle))
+    weights.addcmul_((eta[..., None] * k)[..., None], v[..., None, :])
+    y = (weights * q[..., None]).sum(-2)  # not a product, which autocast would round
     with torch.no_grad():
-        strength, kept = eta * torch.linalg.vector_norm(v, dim=-1), torch.exp(-decay)
+        strength = eta * torch.linalg.vector_norm(v, dim=-1)
         bound = torch.addcmul(strength, kept, state.bound)
-        incoherent = torch.addcmul(strength.square(), kept.square(), state.incoherent)
-    faded, turned = state.faded + decay, state.turned + potential * dt
+        incoherent = torch.addcmul(strength * strength, kept * kept, state.incoherent)
+    faded, turned = state.faded + decay, state.turned + angle
     limits = {"bound": bound, "incoherent": incoherent, "faded": faded, "turned": turned}
     return y, gamma, state._replace(fast_weights=weights, **limits)
 

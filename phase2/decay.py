@@ -173,9 +173,9 @@ class DecayPotential(torch.nn.Module):
     def forward(self, x):
         """x (B, N, d_model) -> V (rad / time) and Γ (1 / time), each (B, N, H)."""
         turns, raw = self.linear(x).chunk(2, dim=-1)
-        wide = torch.promote_types(raw.dtype, torch.float32)  # Γ − Γ_0 needs the digits
-        gamma = decay_rate(raw.to(wide), self.base_decay)
-        return turns.to(wide) * (gamma - self.base_decay), gamma
+        wide = torch.promote_types(raw.dtype, torch.float32)
+        above = F.softplus(raw.to(wide))  # Γ − Γ_0, with all its digits
+        return turns.to(wide) * above, self.base_decay + above
 
 
 # %% notebooks/01_decay.ipynb#warn

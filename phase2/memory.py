@@ -76,11 +76,13 @@ def as_complex(x):
     Half precision becomes complex64.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    pairs = x.unflatten(-1, (-1, 2))
-    steps = () if torch.compiler.is_compiling() else (x.storage_offset(), *x.stride()[:-1])
-    aligned = steps and x.stride(-1) == 1 and not any(step % 2 for step in steps)
-    copied = pairs if aligned else pairs.clone(memory_format=torch.contiguous_format)
-    return torch.view_as_complex(copied)
+    pairs = x.view(*x.shape[:-1], x.shape[-1] // 2, 2)
+    if not torch.compiler.is_compiling():  # a compiler does not see the layout
+        try:
+            return torch.view_as_complex(pairs)
+        except RuntimeError:  # not laid out in pairs
+            pass
+    return torch.view_as_complex(pairs.clone(memory_format=torch.contiguous_format))
 
 
 def as_real(x):

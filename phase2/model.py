@@ -58,6 +58,7 @@ __all__ = [
     "empty_state",
     "check_state",
     "check_input",
+    "check_token",
     "run_blocks",
     "run",
     "consolidate_where_due",
@@ -244,7 +245,8 @@ def feed_forward(x, up, down):
         (…, d), in half precision under autocast.
     """
     if not torch.is_grad_enabled():
-        return F.linear(F.linear(x, up).relu_().square(), down)
+        relu = F.linear(x, up).relu_()
+        return F.linear(relu.mul_(relu), down)
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:  # as autocast does
         x, up, down = (w.to(torch.get_autocast_dtype(device)) for w in (x, up, down))
@@ -339,21 +341,19 @@ def step(block, x, state, position):
         x, state, Γ and V (B, 1, H), as there.
     """
     config, wide = block.config, torch.promote_types(x.dtype, torch.float32)
-    h = block.memory_norm(x)[:, 0]  # (B, d)
-    q, k, v = block.qkv(h).to(wide).unflatten(-1, (3, *block.key_mix.shape)).unbind(1)  # (B, H, D)
-    potential, gamma = (rate.to(wide) for rate in block.potential(h))  # (B, H)
+    h, x = block.memory_norm(x)[:, 0], x[:, 0]  # (B, d)
+    q, k, v = block.qkv(h).to(wide).view(len(x), 3, *block.key_mix.shape).unbind(1)  # (B, H, D)
+    potential, gamma = block.potential(h)  # (B, H)
     eta = learning_rate(block.eta(h).to(wide), config.hebbian_eta)
-    if not torch.compiler.is_compiling():
-        check_values(gamma, state.fast_weights)
     if position and position % config.consolidate_every == 0:
         state = consolidate(state, block.basis, config)
     key = torch.lerp(k, state.last_key, block.key_mix.to(wide))
     key = key / torch.linalg.vector_norm(key, dim=-1, keepdim=True).clamp_min(SHORTEST)
     y, gamma, state = token(q, key, v, gamma, potential, eta, state, config.dt)
     y = F.layer_norm(y, y.shape[-1:]).to(x.dtype)
-    x = x + block.out(y.flatten(1))[:, None]
+    x = x + block.out(y.flatten(1))
     x = x + feed_forward(block.mlp_norm(x), block.up, block.down)
-    return x, state._replace(last_key=k), gamma[:, None], potential[:, None]
+    return x[:, None], state._replace(last_key=k), gamma[:, None], potential[:, None]
 
 
 # %% notebooks/07_model.ipynb#block
@@ -387,7 +387,7 @@ class Phase2Block(torch.nn.Module):
         h = self.memory_norm(x)
         q, k, v = self.qkv(h).unflatten(-1, (3, *self.key_mix.shape)).unbind(2)  # (B, N, H, D)
         wide = torch.promote_types(x.dtype, torch.float32)  # rates need more digits
-        potential, gamma = (rate.to(wide) for rate in self.potential(h))  # (B, N, H)
+        potential, gamma = self.potential(h)  # (B, N, H)
         eta = learning_rate(self.eta(h).to(wide), self.config.hebbian_eta)
         keys, state = look_back(k, self.key_mix, state, mask)
         y, gamma, state = remember(
@@ -590,13 +590,30 @@ def check_input(input_ids, state, attention_mask, config):
     if state is not None:
         check_state(state, len(input_ids), config)
     if input_ids.numel() and not torch.compiler.is_compiling():
-        ids = input_ids.long()  # not every unsigned type has a minimum
-        low, high = ids.min().item(), ids.max().item()
+        # not every unsigned type has a minimum
+        low, high = (x.item() for x in input_ids.long().aminmax())
         if low < 0 or high >= config.vocab_size:
             wrong, size = low if low < 0 else high, config.vocab_size
             raise ValueError(
                 f"input_ids must be from 0 to {size - 1} (vocab_size {size}), got {wrong}"
             )
+
+
+# %% notebooks/07_model.ipynb#check-token
+def check_token(logits, gammas, states):
+    """:func:`phase2.memory.check_values` for single tokens, after they were read.
+
+    Every element of a memory is read, so one that is not finite shows in the logits.
+
+    Args:
+        logits: of a single token, (B, 1, vocab_size).
+        gammas, states: Γ (B, 1, H) and MemoryState of each layer.
+    """
+    if torch.compiler.is_compiling():  # looking at values would break the graph
+        return
+    if not math.isfinite(logits.sum(dtype=torch.float64).item()):
+        for gamma, state in zip(gammas, states, strict=True):
+            check_values(gamma, state.fast_weights)
 
 
 # %% notebooks/07_model.ipynb#run
@@ -610,7 +627,10 @@ def run_blocks(model, input_ids, layers, position, mask=None):
     for block, state in zip(model.blocks, layers, strict=True):
         x, state, gamma, potential = block(x, state, position, mask)
         states.append(state), gammas.append(gamma), potentials.append(potential)
-    return model.head(model.norm(x)), tuple(states), gammas, potentials
+    logits = model.head(model.norm(x))
+    if input_ids.shape[1] == 1:
+        check_token(logits, gammas, states)
+    return logits, tuple(states), gammas, potentials
 
 
 def run(model, input_ids, state, attention_mask):
