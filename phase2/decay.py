@@ -157,10 +157,14 @@ class DecayPotential(torch.nn.Module):
         n_heads: H.
         base_decay: floor Γ_0 of the decay rate, 1 / time.
         dt: time between two tokens; the half-lives are spread in tokens.
+
+    Raises:
+        ValueError: base_decay is not positive.
     """
 
     def __init__(self, d_model, n_heads, base_decay, dt=1.0):
         super().__init__()
+        decay_rate(torch.zeros(()), base_decay)  # refuses a floor that is not positive
         self.base_decay = base_decay
         self.linear = torch.nn.Linear(d_model, 2 * n_heads)
         half_lives = spread_half_lives(n_heads, base_decay * dt) * dt

@@ -15,7 +15,8 @@ __all__ = [
     "turn",
     "evolve",
     "memory_step",
-    "check_values",
+    "check_positive",
+    "check_finite",
     "check_memory",
     "memory_recurrent",
     "split",
@@ -133,13 +134,17 @@ def memory_step(q, k, v, gamma, potential, eta, dt, fast_weights):
 
 
 # %% notebooks/02_memory.ipynb#checks
-def check_values(gamma, fast_weights=None):
-    """Refuse Γ ≤ 0, and a memory that holds NaN or infinity, with a ValueError."""
+def check_positive(gamma):
+    """Refuse Γ ≤ 0 and NaN with a ValueError."""
     if gamma.numel() and not gamma.min().item() > 0:
         raise ValueError(
             f"gamma must be positive everywhere, its smallest value is {gamma.min().item():.4g}"
         )
-    if fast_weights is not None and not math.isfinite(fast_weights.sum(dtype=torch.float64).item()):
+
+
+def check_finite(fast_weights):
+    """Refuse a memory that holds NaN or infinity with a ValueError."""
+    if not math.isfinite(fast_weights.sum(dtype=torch.float64).item()):
         raise ValueError("state must be finite, it holds NaN or infinity")
 
 
@@ -166,7 +171,9 @@ def check_memory(q, k, v, gamma, potential, eta, fast_weights=None):
                 got = tuple(value.shape)
                 raise ValueError(f"{name} must have shape {tuple(expected)}, got {got}")
     if not torch.compiler.is_compiling():  # looking at values would break the graph
-        check_values(gamma, fast_weights)
+        check_positive(gamma)
+        if fast_weights is not None:
+            check_finite(fast_weights)
 
 
 # %% notebooks/02_memory.ipynb#recurrent

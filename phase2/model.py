@@ -20,7 +20,7 @@ from phase2.consolidation import (
     token,
 )
 from phase2.decay import DecayPotential, half_life, warn_overdamped
-from phase2.memory import check_values, refuse_second_derivative
+from phase2.memory import check_finite, check_positive, refuse_second_derivative
 from phase2.resonance import BASES, resonance_basis, resonance_info
 from phase2.snr import snr_stats
 from phase2.stability import energy, stability_metrics, violated, warn_unstable
@@ -335,7 +335,7 @@ def look_back(k, mix, state, mask=None):
 
 # %% notebooks/07_model.ipynb#step
 def step(block, x, state, position):
-    """What :meth:`Phase2Block.forward` does with a single token: (B, 1, d_model).
+    """What :meth:`Phase2Block.forward` does with a single token, (B, 1, d_model), unchecked.
 
     Returns:
         x, state, Γ and V (B, 1, H), as there.
@@ -600,20 +600,26 @@ def check_input(input_ids, state, attention_mask, config):
 
 
 # %% notebooks/07_model.ipynb#check-token
-def check_token(logits, gammas, states):
-    """:func:`phase2.memory.check_values` for single tokens, after they were read.
+def check_token(logits, layers, gammas, states):
+    """What :func:`phase2.memory.check_memory` says of values, for single tokens, afterwards.
 
     Every element of a memory is read, so one that is not finite shows in the logits.
 
     Args:
         logits: of a single token, (B, 1, vocab_size).
-        gammas, states: Γ (B, 1, H) and MemoryState of each layer.
+        layers, states: MemoryState of each layer before and after it.
+        gammas: Γ of each layer, (B, 1, H).
+
+    Raises:
+        ValueError: a memory that is not finite, or Γ that is no number.
     """
     if torch.compiler.is_compiling():  # looking at values would break the graph
         return
     if not math.isfinite(logits.sum(dtype=torch.float64).item()):
-        for gamma, state in zip(gammas, states, strict=True):
-            check_values(gamma, state.fast_weights)
+        for before, gamma, after in zip(layers, gammas, states, strict=True):
+            check_finite(before.fast_weights)
+            check_positive(gamma)
+            check_finite(after.fast_weights)
 
 
 # %% notebooks/07_model.ipynb#run
@@ -629,7 +635,7 @@ def run_blocks(model, input_ids, layers, position, mask=None):
         states.append(state), gammas.append(gamma), potentials.append(potential)
     logits = model.head(model.norm(x))
     if input_ids.shape[1] == 1:
-        check_token(logits, gammas, states)
+        check_token(logits, layers, gammas, states)
     return logits, tuple(states), gammas, potentials
 
 

@@ -275,6 +275,10 @@ DEEP = Phase2Config(**TINY | {"n_layers": 3})
         (lambda m: m(tokens(2, 3), state=empty_state(m.config, 1)), "state is for a batch of 1"),
         (lambda m: m(tokens(1, 3), state=poisoned(m)), "state must be finite"),
         (lambda m: m(tokens(1, 1), state=poisoned(m)), "state must be finite"),
+        (
+            lambda m: m(tokens(1, 1), state=poisoned(m, position=m.config.consolidate_every)),
+            "state must be finite",
+        ),
         (lambda m: m(tokens(1, 1), state=empty_state(WIDE, 1)), "2 layers with 2 heads of width 8"),
         (lambda m: m(tokens(1, 1), state=empty_state(DEEP, 1)), "2 layers with 2 heads of width 8"),
         (lambda m: m(tokens(0, 3), return_diagnostics=True), "got a batch of 0"),
@@ -313,10 +317,10 @@ def test_ids_may_be_of_any_integer_type():
         assert torch.equal(model(text.to(dtype)), model(text))
 
 
-def poisoned(model):
+def poisoned(model, position=0):
     state = empty_state(model.config, 1)
     state.layers[1].fast_weights[0, 0, 0, 0] = torch.nan
-    return state
+    return state._replace(position=torch.tensor([position]))
 
 
 @pytest.mark.parametrize(
@@ -448,6 +452,12 @@ def test_a_threshold_that_rounding_would_decide_is_refused():
 def test_a_propagator_of_half_precision_rates_has_more_digits():
     rates = torch.tensor([0.3, 0.1], dtype=torch.bfloat16)
     torch.testing.assert_close(propagator(*rates), propagator(*rates.float()), atol=0, rtol=0)
+
+
+def test_a_floor_that_is_not_positive_is_refused():
+    for floor in (0.0, -1e-3):
+        with pytest.raises(ValueError, match="base_decay must be positive"):
+            DecayPotential(8, 2, floor)
 
 
 def test_rates_keep_their_digits_above_a_high_floor():
