@@ -180,7 +180,7 @@ def token(q, k, v, gamma, potential, eta, state, dt):
         y (B, H, D), Γ as it was in force (B, H), and the MemoryState after the token.
     """
     gamma, eta = gamma + state.gamma_shift, eta * state.eta_scale
-    # for dt = 1 nothing is multiplied: so few numbers cost as much as many
+    # dt is 1 as a rule, and a product of a few numbers costs as much as one of many
     decay, angle = (gamma, potential) if dt == 1 else (gamma * dt, potential * dt)
     kept = torch.exp(-decay)
     # equation (eq-memory), as in memory_step

@@ -14,6 +14,7 @@ __all__ = [
     "window",
     "damping_ratio",
     "quality_factor",
+    "check_floor",
     "decay_rate",
     "spread_half_lives",
     "decay_bias",
@@ -96,6 +97,12 @@ def quality_factor(gamma, potential):
 
 
 # %% notebooks/01_decay.ipynb#decay-rate
+def check_floor(base_decay):
+    """Refuse a floor of Γ that is not positive with a ValueError."""
+    if not base_decay > 0:
+        raise ValueError(f"base_decay must be positive, got {base_decay}")
+
+
 def decay_rate(raw, base_decay):
     """Positive decay rate from an unconstrained number: equation (eq-rate).
 
@@ -109,8 +116,7 @@ def decay_rate(raw, base_decay):
     Raises:
         ValueError: base_decay is not positive.
     """
-    if not base_decay > 0:
-        raise ValueError(f"base_decay must be positive, got {base_decay}")
+    check_floor(base_decay)
     return base_decay + F.softplus(raw)
 
 
@@ -164,7 +170,7 @@ class DecayPotential(torch.nn.Module):
 
     def __init__(self, d_model, n_heads, base_decay, dt=1.0):
         super().__init__()
-        decay_rate(torch.zeros(()), base_decay)  # refuses a floor that is not positive
+        check_floor(base_decay)
         self.base_decay = base_decay
         self.linear = torch.nn.Linear(d_model, 2 * n_heads)
         half_lives = spread_half_lives(n_heads, base_decay * dt) * dt
