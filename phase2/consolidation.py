@@ -77,6 +77,8 @@ class MemoryState(NamedTuple):
         eta_scale: factor on η during this stretch, (B, H).
         last_key: the previous token's key, at which the next one looks back (chapter 7),
             (B, H, D).
+        last_input: the previous token's input to the network after the memory, likewise,
+            (B, H D).
     """
 
     fast_weights: Tensor
@@ -90,6 +92,7 @@ class MemoryState(NamedTuple):
     gamma_shift: Tensor
     eta_scale: Tensor
     last_key: Tensor
+    last_input: Tensor
 
 
 # %% notebooks/06_consolidation.ipynb#empty-memory
@@ -97,7 +100,8 @@ def empty_memory(batch, heads, dim, device=None, dtype=torch.float32):
     """The state of a memory in which nothing has been written: B, H, D -> MemoryState."""
     zero = torch.zeros(batch, heads, device=device, dtype=dtype)
     weights = torch.zeros(batch, heads, dim, dim, device=device, dtype=dtype)
-    return MemoryState(weights, weights, *[zero] * 7, torch.ones_like(zero), weights[..., 0])
+    last = weights[..., 0], weights[..., 0].flatten(1)
+    return MemoryState(weights, weights, *[zero] * 7, torch.ones_like(zero), *last)
 
 
 # %% notebooks/06_consolidation.ipynb#coherence-of
@@ -129,9 +133,9 @@ def consolidate(state, basis, config):
     with torch.no_grad():
         alike = coherence_of(state)  # c, (B, H)
         bound, incoherent = restart(weights)
-    return MemoryState(
-        weights,
-        weights,
+    return state._replace(
+        fast_weights=weights,
+        earlier=weights,
         faded=torch.zeros_like(bound),
         turned=torch.zeros_like(bound),
         bound=bound,
@@ -140,7 +144,6 @@ def consolidate(state, basis, config):
         last_coherence=alike,
         gamma_shift=controller(alike, config.gamma_adjust_rate),
         eta_scale=1 + config.snr_eta_boost * share,
-        last_key=state.last_key,
     )
 
 
@@ -471,7 +474,7 @@ def stretches(q, k, v, gamma, potential, eta, state, count, basis, config):
     y, weights, earlier, shifts, *limits = found
     gamma = gamma + shifts.repeat_interleave(every, 1)
     faded, turned = (dt * x[:, -every:].sum(1) for x in (gamma, potential))
-    rest = shifts[:, -1], state.eta_scale, state.last_key
+    rest = shifts[:, -1], state.eta_scale, *state[-2:]
     return y, gamma, MemoryState(weights, earlier, faded, turned, *limits, *rest)
 
 

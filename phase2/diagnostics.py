@@ -14,11 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from phase2.consolidation import empty_memory
 from phase2.decay import window
 from phase2.inference import as_ids, text_ids
 from phase2.memory import cumulative_angle, rotate
-from phase2.model import Phase2State, check_value, look_back, whole
+from phase2.model import Phase2State, check_value, look_back, project, whole
 from phase2.stability import energy
 from phase2.training import need
 
@@ -266,8 +265,8 @@ def traces(model, ids, layer):
         _, state = model(ids[None], return_state=True)
     finally:
         handle.remove()
-    q, k, v = block.qkv(seen[0]).unflatten(-1, (3, model.config.n_heads, -1)).unbind(2)
-    k, _ = look_back(k, block.key_mix, empty_memory(1, *k.shape[2:], k.device, k.dtype))
+    q, k, v = project(block, seen[0])  # (1, N, H, D)
+    k, _ = look_back(k, block.key_mix, torch.zeros_like(k[:, 0]))
     potential, _ = block.potential(seen[0])
     angle = cumulative_angle(potential.double() * model.config.dt)  # Φ, (1, N, H)
     turned = rotate(k, (angle[:, -1:] - angle).to(k.dtype))  # R(Φ_N − Φ_s) k_s

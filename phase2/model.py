@@ -35,12 +35,17 @@ __all__ = [
     "check_keys",
     "Phase2Config",
     "learning_rate",
-    "FeedForward",
-    "feed_forward",
+    "project",
     "previous",
+    "blend",
+    "blend_back",
     "SHORTEST",
     "LookBack",
+    "row_ends",
     "look_back",
+    "FeedForward",
+    "network",
+    "feed_forward",
     "step",
     "Phase2Block",
     "Part",
@@ -212,61 +217,41 @@ def learning_rate(raw, hebbian_eta):
     return 2 * hebbian_eta * torch.sigmoid(raw)
 
 
-# %% notebooks/07_model.ipynb#activation
-class FeedForward(torch.autograd.Function):
-    """y = relu(x W↑ᵀ)² W↓ᵀ; for the backward pass it keeps r = relu(x W↑ᵀ) and not its square."""
-
-    @staticmethod
-    def forward(ctx, x, up, down):
-        """x (T, d), `up` W↑ (4d, d), `down` W↓ (d, 4d) -> y (T, d)."""
-        relu = (x @ up.T).relu_()
-        ctx.save_for_backward(x, up, down, relu)
-        return relu.square() @ down.T
-
-    @staticmethod
-    def backward(ctx, dy):
-        """dy -> dx, dW↑ and dW↓."""
-        x, up, down, relu = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for a second derivative
-            relu = (x @ up.T).relu()
-        ddown = dy.T @ relu.square()
-        dhidden = ((2 * dy) @ down).mul_(relu)
-        return dhidden @ up, dhidden.T @ x, ddown
-
-
-def feed_forward(x, up, down):
-    """The two-layer network of equation (eq-block): relu(x W↑ᵀ)² W↓ᵀ.
-
-    Args:
-        x: (…, d).
-        up, down: W↑ (4d, d) and W↓ (d, 4d).
-
-    Returns:
-        (…, d), in half precision under autocast.
-    """
-    if not torch.is_grad_enabled():
-        relu = F.linear(x, up).relu_()
-        return F.linear(relu.mul_(relu), down)
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:  # as autocast does
-        x, up, down = (w.to(torch.get_autocast_dtype(device)) for w in (x, up, down))
-    with torch.autocast(device, enabled=False):
-        y = FeedForward.apply(x.reshape(-1, x.shape[-1]), up, down)
-    return y.view(*x.shape[:-1], len(down))
+def project(block, h):
+    """[q, k, v] = relu(W_qkv h) in heads: (…, d) -> three of (…, H, D)."""
+    return block.qkv(h).relu_().unflatten(-1, (3, *block.key_mix.shape)).unbind(-3)
 
 
 # %% notebooks/07_model.ipynb#previous-key
-def previous(k, last, first=None):
-    """The key before each token: (B, N, H, D), a new tensor.
+def previous(x, last, first=None):
+    """What was before each token: (B, N, …), a new tensor.
 
     Args:
-        k: (B, N, H, D).
-        last: the key before the first token of a row, (B, H, D).
-        first: (B, N) bool, the first token of each row; None is column 0. There is nothing else
-            before column 0, in any row.
+        x: (B, N, …).
+        last: what was before the first token of a row, (B, …).
+        first: (B, N, 1 …) bool, the first token of each row, and column 0; None is column 0 alone.
     """
-    before = torch.cat((last[:, None], k[:, :-1]), dim=1)
-    return before if first is None else torch.where(first[..., None, None], last[:, None], before)
+    before = torch.cat((last[:, None], x[:, :-1]), dim=1)
+    return before if first is None else torch.where(first, last[:, None], before)
+
+
+def blend(x, mix, last, first=None):
+    """m_t = (1 − μ) x_t + μ x_{t−1}; arguments as for :func:`previous`, `mix` is μ, (…)."""
+    return previous(x, last, first).lerp_(x, 1 - mix)
+
+
+def blend_back(dmixed, x, mix, last, first):
+    """The backward pass of :func:`blend`: dm, which is overwritten -> dx, dμ and d`last`."""
+    dmix = previous(x, last, first).sub_(x).mul_(dmixed).sum((0, 1))
+    dbefore = dmixed * mix
+    dx = dmixed.sub_(dbefore)
+    if first is None:
+        dlast = dbefore[:, 0]
+    else:
+        dlast = (dbefore * first).sum(1)
+        dbefore.masked_fill_(first, 0)
+    dx[:, :-1] += dbefore[:, 1:]
+    return dx, dmix, dlast
 
 
 # %% notebooks/07_model.ipynb#keys
@@ -279,9 +264,7 @@ class LookBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx, k, mix, last, first):
         """k (B, N, H, D), μ (H, D), and `last` and `first` of :func:`previous` -> u."""
-        if first is not None:
-            first = F.pad(first[:, 1:], (1, 0), value=True)  # as in column 0
-        unit = torch.lerp(k, previous(k, last, first), mix)
+        unit = blend(k, mix, last, first)
         length = torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
         length.clamp_min_(max(SHORTEST, torch.finfo(k.dtype).tiny))
         ctx.save_for_backward(k, mix, last, first, unit.div_(length), length)
@@ -291,46 +274,107 @@ class LookBack(torch.autograd.Function):
     def backward(ctx, du):
         """du -> gradients of k, μ and `last`."""
         refuse_second_derivative()
-        k, mix, last, first, unit, length = ctx.saved_tensors
+        *inputs, unit, length = ctx.saved_tensors
         along = (unit * du).sum(-1, keepdim=True)
         dmixed = torch.addcmul(du, unit, along, value=-1).div_(length)
-        dmix = previous(k, last, first).sub_(k).mul_(dmixed).sum((0, 1))
-        dbefore = dmixed * mix
-        dk = dmixed.sub_(dbefore)
-        if first is None:
-            dlast = dbefore[:, 0]
-        else:
-            dlast = (dbefore * first[..., None, None]).sum(1)
-            dbefore.masked_fill_(first[..., None, None], 0)
-        dk[:, :-1] += dbefore[:, 1:]
-        return dk, dmix, dlast, None
+        return *blend_back(dmixed, *inputs), None
 
 
 # %% notebooks/07_model.ipynb#look-back
-def look_back(k, mix, state, mask=None):
+def row_ends(x, last, mask=None):
+    """What looking back needs where a row begins, and leaves where it ends.
+
+    Args:
+        x: (B, N, …), N > 0.
+        last: what was before the first token of a row, (B, …).
+        mask: (B, N) bool, False where a row has no token; the tokens of a row are contiguous.
+
+    Returns:
+        `last` in the dtype of x, `first` of :func:`previous`, and the last x of each row, (B, …),
+        in float32 or float64.
+    """
+    before, first, end = last.to(x.dtype), None, x[:, -1]
+    if mask is not None:
+        each = (1,) * (x.dim() - 2)
+        first = F.pad(mask[:, 1:] & ~mask[:, :-1], (1, 0), value=True).view(*mask.shape, *each)
+        place = torch.arange(x.shape[1], device=x.device) * mask
+        end = x[torch.arange(len(x), device=x.device), place.amax(1)]
+        end = torch.where(mask.any(1).view(-1, *each), end, before)
+    # a copy, for a view would keep all of x in the state
+    return before, first, end.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+
+
+def look_back(k, mix, last, mask=None):
     """Unit keys that look back one token: k_t ← (1 − μ) k_t + μ k_{t−1}, scaled to length 1.
 
     Args:
         k: (B, N, H, D).
         mix: μ, (H, D).
-        state: MemoryState with the key before the first token.
-        mask: (B, N) bool, False where a row has no token; the tokens of a row are contiguous.
+        last, mask: the key before the first token, (B, H, D), and see :func:`row_ends`.
 
     Returns:
-        Keys (B, N, H, D) with ‖k‖ = 1, and the state with each row's last raw key.
+        Keys (B, N, H, D) with ‖k‖ = 1, and each row's last raw key.
     """
     if not k.shape[1]:
-        return k, state
-    before, first = state.last_key.to(k.dtype), None
-    last = k[:, -1].clone()  # a view would keep all keys in the state
-    if mask is not None:
-        first = mask & ~F.pad(mask, (1, 0))[:, :-1]
-        place = torch.arange(k.shape[1], device=k.device) * mask
-        last = k[torch.arange(len(k), device=k.device), place.amax(1)]
-        last = torch.where(mask.any(1)[:, None, None], last, before)
-    keys = LookBack.apply(k, mix.to(k.dtype), before, first)
-    wide = torch.promote_types(k.dtype, torch.float32)
-    return keys, state._replace(last_key=last.to(wide))
+        return k, last
+    before, first, end = row_ends(k, last, mask)
+    return LookBack.apply(k, mix.to(k.dtype), before, first), end
+
+
+# %% notebooks/07_model.ipynb#activation
+class FeedForward(torch.autograd.Function):
+    """relu(m W↑ᵀ)² W↓ᵀ with m = (1 − ν) x_t + ν x_{t−1}: equation (eq-network).
+
+    For the backward pass it keeps x and r = relu(m W↑ᵀ), and neither m nor the square of r.
+    """
+
+    @staticmethod
+    def forward(ctx, x, mix, last, first, up, down):
+        """x (B, N, d), ν (d,), `last` and `first` of :func:`previous`, W↑ and W↓ -> (B, N, d)."""
+        relu = (blend(x, mix, last, first).flatten(0, 1) @ up.T).relu_()  # (B N, 4d)
+        ctx.save_for_backward(x, mix, last, first, up, down, relu)
+        return (relu.square() @ down.T).view_as(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        """dy -> gradients of x, ν, `last`, W↑ and W↓."""
+        refuse_second_derivative()
+        *inputs, up, down, relu = ctx.saved_tensors
+        dy = dy.reshape(-1, dy.shape[-1])
+        ddown = dy.T @ relu.square()
+        dhidden = ((2 * dy) @ down).mul_(relu)
+        dup = dhidden.T @ blend(*inputs).flatten(0, 1)
+        dmixed = (dhidden @ up).view_as(inputs[0])
+        return *blend_back(dmixed, *inputs), None, dup, ddown
+
+
+# %% notebooks/07_model.ipynb#feed-forward
+def network(x, up, down):
+    """relu(x W↑ᵀ)² W↓ᵀ of single tokens, (…, d)."""
+    return F.linear(F.linear(x, up).relu_().square(), down)
+
+
+def feed_forward(x, mix, up, down, last, mask=None):
+    """The network of equation (eq-network), which looks back one token.
+
+    Args:
+        x: (B, N, d).
+        mix: ν, (d,).
+        up, down: W↑ (4d, d) and W↓ (d, 4d).
+        last, mask: the x before the first token, (B, d), and see :func:`row_ends`.
+
+    Returns:
+        (B, N, d), in half precision under autocast, and each row's last x.
+    """
+    if not x.shape[1]:
+        return x, last
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:  # as autocast does
+        x, up, down = (w.to(torch.get_autocast_dtype(device)) for w in (x, up, down))
+    before, first, end = row_ends(x, last, mask)
+    weights = mix.to(x.dtype), before, first, up, down
+    with torch.autocast(device, enabled=False):
+        return FeedForward.apply(x, *weights), end
 
 
 # %% notebooks/07_model.ipynb#step
@@ -342,7 +386,7 @@ def step(block, x, state, position):
     """
     config, wide = block.config, torch.promote_types(x.dtype, torch.float32)
     h, x = block.memory_norm(x)[:, 0], x[:, 0]  # (B, d)
-    q, k, v = block.qkv(h).to(wide).view(len(x), 3, *block.key_mix.shape).unbind(1)  # (B, H, D)
+    q, k, v = (x.to(wide) for x in project(block, h))  # (B, H, D)
     potential, gamma = block.potential(h)  # (B, H)
     eta = learning_rate(block.eta(h).to(wide), config.hebbian_eta)
     if position and position % config.consolidate_every == 0:
@@ -352,8 +396,11 @@ def step(block, x, state, position):
     y, gamma, state = token(q, key, v, gamma, potential, eta, state, config.dt)
     y = F.layer_norm(y, y.shape[-1:]).to(x.dtype)
     x = x + block.out(y.flatten(1))
-    x = x + feed_forward(block.mlp_norm(x), block.up, block.down)
-    return x[:, None], state._replace(last_key=k), gamma[:, None], potential[:, None]
+    f = block.mlp_norm(x)
+    mixed = torch.lerp(f, state.last_input.to(f.dtype), block.mlp_mix)
+    x = x + network(mixed, block.up, block.down)
+    state = state._replace(last_key=k, last_input=f.to(wide))
+    return x[:, None], state, gamma[:, None], potential[:, None]
 
 
 # %% notebooks/07_model.ipynb#block
@@ -375,6 +422,7 @@ class Phase2Block(torch.nn.Module):
         self.key_mix = torch.nn.Parameter(torch.full((heads, d // heads), 0.5))
         self.out = torch.nn.Linear(d, d, bias=False)
         self.mlp_norm = torch.nn.LayerNorm(d)
+        self.mlp_mix = torch.nn.Parameter(torch.full((d,), 0.5))
         self.up = torch.nn.Parameter(torch.empty(4 * d, d))
         self.down = torch.nn.Parameter(torch.empty(d, 4 * d))
         basis = resonance_basis(config.resonance_basis, d // heads)
@@ -385,17 +433,17 @@ class Phase2Block(torch.nn.Module):
         if x.shape[1] == 1 and mask is None:
             return step(self, x, state, position)
         h = self.memory_norm(x)
-        q, k, v = self.qkv(h).unflatten(-1, (3, *self.key_mix.shape)).unbind(2)  # (B, N, H, D)
+        q, k, v = project(self, h)  # (B, N, H, D)
         wide = torch.promote_types(x.dtype, torch.float32)  # rates need more digits
         potential, gamma = self.potential(h)  # (B, N, H)
         eta = learning_rate(self.eta(h).to(wide), self.config.hebbian_eta)
-        keys, state = look_back(k, self.key_mix, state, mask)
-        y, gamma, state = remember(
-            q, keys, v, gamma, potential, eta, state, position, self.basis, self.config, mask
-        )
+        keys, last_key = look_back(k, self.key_mix, state.last_key, mask)
+        rest = state, position, self.basis, self.config, mask
+        y, gamma, state = remember(q, keys, v, gamma, potential, eta, *rest)
         x = x + self.out(F.layer_norm(y, y.shape[-1:]).flatten(2))
-        x = x + feed_forward(self.mlp_norm(x), self.up, self.down)
-        return x, state, gamma, potential
+        weights = self.mlp_mix, self.up, self.down
+        y, last_input = feed_forward(self.mlp_norm(x), *weights, state.last_input, mask)
+        return x + y, state._replace(last_key=last_key, last_input=last_input), gamma, potential
 
 
 # %% notebooks/07_model.ipynb#layout

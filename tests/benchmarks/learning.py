@@ -24,7 +24,7 @@ import phase2.model
 from phase2 import create_phase2_model
 from phase2.consolidation import remember
 from phase2.decay import DecayPotential, decay_rate, half_life
-from phase2.model import learning_rate
+from phase2.model import blend, feed_forward, learning_rate, look_back
 
 LENGTH, ROW = 512, 4096
 
@@ -52,9 +52,24 @@ def own_rates(self, x):
     return turns * (gamma - self.base_decay), gamma
 
 
-def gelu_network(x, up, down):
-    """The two-layer network with GELU in the place of the squared ReLU."""
-    return F.linear(F.gelu(F.linear(x, up)), down)
+def either_sign(block, h):
+    """Queries, keys and values that are not rectified."""
+    return block.qkv(h).unflatten(-1, (3, *block.key_mix.shape)).unbind(-3)
+
+
+def gelu_network(x, mix, up, down, last, _=None):
+    """The network with GELU in the place of the squared ReLU."""
+    return F.linear(F.gelu(F.linear(blend(x, mix, last), up)), down), x[:, -1]
+
+
+def own_input(x, mix, *rest):
+    """The network without looking back."""
+    return feed_forward(x, 0 * mix, *rest)
+
+
+def own_keys(k, mix, *rest):
+    """Keys that do not look back."""
+    return look_back(k, 0 * mix, *rest)
 
 
 VARIANTS = {  # fields of the configuration, and what is replaced by what
@@ -68,6 +83,9 @@ VARIANTS = {  # fields of the configuration, and what is replaced by what
     "without rotation": ({}, (phase2.model, "remember", without_rotation)),
     "V with its own unit": ({}, (DecayPotential, "forward", own_potential)),
     "rates that see no token": ({}, (DecayPotential, "forward", own_rates)),
+    "q, k, v of either sign": ({}, (phase2.model, "project", either_sign)),
+    "keys do not look back": ({}, (phase2.model, "look_back", own_keys)),
+    "network does not look back": ({}, (phase2.model, "feed_forward", own_input)),
     "GELU": ({}, (phase2.model, "feed_forward", gelu_network)),
 }
 
