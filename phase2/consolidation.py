@@ -61,7 +61,7 @@ __all__ = [
 
 # %% notebooks/06_consolidation.ipynb#state
 class MemoryState(NamedTuple):
-    """All that one layer's memory carries from token to token.
+    """All that one layer carries from token to token.
 
     Attributes:
         fast_weights: W, (B, H, D, D), [key index, value index].
@@ -77,8 +77,8 @@ class MemoryState(NamedTuple):
         eta_scale: factor on η during this stretch, (B, H).
         last_key: the previous token's key, at which the next one looks back (chapter 7),
             (B, H, D).
-        last_input: the previous token's input to the network after the memory, likewise,
-            (B, H D).
+        last_input: the previous token's normalized input to the network behind the memory, at
+            which that of the next one looks back, (B, H D).
     """
 
     fast_weights: Tensor
@@ -161,7 +161,7 @@ def stretch(q, k, v, gamma, potential, eta, state, config, mask):
     if mask is not None:  # where there is no token, nothing fades, turns or is written
         decay, angle, eta = (x * mask[..., None] for x in (decay, angle, eta))
     with torch.no_grad():
-        # s = η ‖k‖ ‖v‖ with ‖k‖ = 1
+        # s = η ‖k‖ ‖v‖ with ‖k‖ = 1; where it is 0 this is above what is written
         strength = eta * torch.linalg.vector_norm(v, dim=-1, dtype=eta.dtype)  # (B, T, H)
         bound, incoherent = running_bound(state.bound, state.incoherent, strength, decay)
     faded, turned = state.faded + decay.sum(1), state.turned + angle.sum(1)
@@ -474,7 +474,7 @@ def stretches(q, k, v, gamma, potential, eta, state, count, basis, config):
     y, weights, earlier, shifts, *limits = found
     gamma = gamma + shifts.repeat_interleave(every, 1)
     faded, turned = (dt * x[:, -every:].sum(1) for x in (gamma, potential))
-    rest = shifts[:, -1], state.eta_scale, *state[-2:]
+    rest = shifts[:, -1], state.eta_scale, state.last_key, state.last_input
     return y, gamma, MemoryState(weights, earlier, faded, turned, *limits, *rest)
 
 

@@ -496,7 +496,7 @@ def refuse_second_derivative():
     """Say that a backward pass by hand has none, rather than being silently wrong."""
     if torch.is_grad_enabled():  # which a backward pass is only for create_graph=True
         raise RuntimeError(
-            "the chunked memory and its keys have no second derivative; memory_recurrent has one"
+            "the chunked memory and a block have no second derivative; memory_recurrent has one"
         )
 
 

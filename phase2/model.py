@@ -219,7 +219,7 @@ def learning_rate(raw, hebbian_eta):
 
 def project(block, h):
     """[q, k, v] = relu(W_qkv h) in heads: (…, d) -> three of (…, H, D)."""
-    return block.qkv(h).relu_().unflatten(-1, (3, *block.key_mix.shape)).unbind(-3)
+    return block.qkv(h).relu().unflatten(-1, (3, *block.key_mix.shape)).unbind(-3)
 
 
 # %% notebooks/07_model.ipynb#previous-key
@@ -237,7 +237,7 @@ def previous(x, last, first=None):
 
 def blend(x, mix, last, first=None):
     """m_t = (1 − μ) x_t + μ x_{t−1}; arguments as for :func:`previous`, `mix` is μ, (…)."""
-    return previous(x, last, first).lerp_(x, 1 - mix)
+    return torch.lerp(x, previous(x, last, first), mix)
 
 
 def blend_back(dmixed, x, mix, last, first):
@@ -255,7 +255,7 @@ def blend_back(dmixed, x, mix, last, first):
 
 
 # %% notebooks/07_model.ipynb#keys
-SHORTEST = 1e-12  # a key of length 0 stays at length 0
+SHORTEST = 1e-12  # a shorter key counts as none
 
 
 class LookBack(torch.autograd.Function):
@@ -266,17 +266,18 @@ class LookBack(torch.autograd.Function):
         """k (B, N, H, D), μ (H, D), and `last` and `first` of :func:`previous` -> u."""
         unit = blend(k, mix, last, first)
         length = torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
-        length.clamp_min_(max(SHORTEST, torch.finfo(k.dtype).tiny))
-        ctx.save_for_backward(k, mix, last, first, unit.div_(length), length)
+        shortest = max(SHORTEST, torch.finfo(k.dtype).tiny)
+        scale = torch.where(length > shortest, 1 / length, 0)
+        ctx.save_for_backward(k, mix, last, first, unit.mul_(scale), scale)
         return unit
 
     @staticmethod
     def backward(ctx, du):
         """du -> gradients of k, μ and `last`."""
         refuse_second_derivative()
-        *inputs, unit, length = ctx.saved_tensors
+        *inputs, unit, scale = ctx.saved_tensors
         along = (unit * du).sum(-1, keepdim=True)
-        dmixed = torch.addcmul(du, unit, along, value=-1).div_(length)
+        dmixed = torch.addcmul(du, unit, along, value=-1).mul_(scale)
         return *blend_back(dmixed, *inputs), None
 
 
@@ -295,11 +296,11 @@ def row_ends(x, last, mask=None):
     """
     before, first, end = last.to(x.dtype), None, x[:, -1]
     if mask is not None:
-        each = (1,) * (x.dim() - 2)
-        first = F.pad(mask[:, 1:] & ~mask[:, :-1], (1, 0), value=True).view(*mask.shape, *each)
+        ones = (1,) * (x.dim() - 2)
+        first = F.pad(mask[:, 1:] & ~mask[:, :-1], (1, 0), value=True).view(*mask.shape, *ones)
         place = torch.arange(x.shape[1], device=x.device) * mask
         end = x[torch.arange(len(x), device=x.device), place.amax(1)]
-        end = torch.where(mask.any(1).view(-1, *each), end, before)
+        end = torch.where(mask.any(1).view(-1, *ones), end, before)
     # a copy, for a view would keep all of x in the state
     return before, first, end.to(torch.promote_types(x.dtype, torch.float32), copy=True)
 
@@ -313,7 +314,7 @@ def look_back(k, mix, last, mask=None):
         last, mask: the key before the first token, (B, H, D), and see :func:`row_ends`.
 
     Returns:
-        Keys (B, N, H, D) with ‖k‖ = 1, and each row's last raw key.
+        Keys (B, N, H, D) with ‖k‖ = 1 (0 where a mixture is 0), and each row's last raw key.
     """
     if not k.shape[1]:
         return k, last
@@ -364,7 +365,7 @@ def feed_forward(x, mix, up, down, last, mask=None):
         last, mask: the x before the first token, (B, d), and see :func:`row_ends`.
 
     Returns:
-        (B, N, d), in half precision under autocast, and each row's last x.
+        (B, N, d), in half precision under autocast (but for float64), and each row's last x.
     """
     if not x.shape[1]:
         return x, last
@@ -397,7 +398,7 @@ def step(block, x, state, position):
     y = F.layer_norm(y, y.shape[-1:]).to(x.dtype)
     x = x + block.out(y.flatten(1))
     f = block.mlp_norm(x)
-    mixed = torch.lerp(f, state.last_input.to(f.dtype), block.mlp_mix)
+    mixed = torch.lerp(f, state.last_input.to(f.dtype), block.mlp_mix.to(f.dtype))
     x = x + network(mixed, block.up, block.down)
     state = state._replace(last_key=k, last_input=f.to(wide))
     return x[:, None], state, gamma[:, None], potential[:, None]

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -258,6 +259,38 @@ def test_presets_are_not_degenerate(preset):
     ):
         assert 0.05 < info["mask"].mean() < 0.95
         assert metrics["energy"] > 1e-3 and metrics["margin"] >= 0
+
+
+def test_at_birth_the_controller_rests():
+    """Nothing is negative, so no two writes are quite unrelated; they must not look driven."""
+    model = create_phase2_model(preset="small", n_layers=2)
+    source = Path(__file__).read_bytes()[:2048]
+    _, state = model(torch.tensor([list(source)]), return_state=True)
+    shifts = torch.stack([layer.gamma_shift for layer in state.layers])
+    assert (shifts > 0).float().mean() <= 0.25
+
+
+@pytest.mark.parametrize("half", ["model", "autocast"])
+def test_single_tokens_equal_a_sequence_in_bfloat16(half):
+    model, text, state, found = tiny(), tokens(2, 20), None, []
+    model = model.bfloat16() if half == "model" else model
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half == "autocast"):
+        whole = model(text).float()
+        for t in range(20):
+            logits, state = model(text[:, t : t + 1], state=state, return_state=True)
+            found.append(logits.float())
+    error = (torch.cat(found, 1) - whole).norm() / whole.norm()
+    assert error < 0.03
+
+
+def test_a_block_can_be_hooked():
+    """Nothing is changed in place of what a part of a block has returned."""
+    model, seen = tiny(), []
+    block = model.blocks[0]
+    block.qkv.register_full_backward_hook(lambda *x: seen.append(x[2][0]))
+    block.qkv.register_forward_hook(lambda *x: seen.append(x[2]))
+    model(tokens(2, 5)).sum().backward()
+    assert seen[0].min() < 0 and len(seen) == 2
 
 
 WIDE = Phase2Config(**TINY | {"d_model": 32})

@@ -76,7 +76,6 @@ VARIANTS = {  # fields of the configuration, and what is replaced by what
     "full": ({}, None),
     "without memory": ({}, (phase2.model, "remember", without_memory)),
     "never consolidated": ({"consolidate_every": 10**9}, None),
-    "consolidated every 128": ({"consolidate_every": 128}, None),
     "without selection": ({"snr_gamma_boost": 0.0}, None),
     "without resonance": ({"resonance_strength": 0.0}, None),
     "without controller": ({"gamma_adjust_rate": 0.0}, None),
