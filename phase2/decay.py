@@ -74,8 +74,8 @@ def damping_ratio(gamma, potential):
     """Decay against rotation: equation (eq-quality), ζ = Γ / |V|.
 
     Args:
-        gamma: Γ, tensor of any shape, 1 / time.
-        potential: V, broadcastable to `gamma`, rad / time.
+        gamma: Γ, a float or a tensor of any shape, 1 / time.
+        potential: V, a float or broadcastable to `gamma`, rad / time.
 
     Returns:
         ζ, dimensionless: below 1 underdamped, 1 critical, above 1 overdamped.
@@ -87,8 +87,8 @@ def quality_factor(gamma, potential):
     """Rotation against decay: equation (eq-quality), Q = |V| / 2Γ.
 
     Args:
-        gamma: Γ, tensor of any shape, 1 / time.
-        potential: V, broadcastable to `gamma`, rad / time.
+        gamma: Γ, a float or a tensor of any shape, 1 / time.
+        potential: V, a float or broadcastable to `gamma`, rad / time.
 
     Returns:
         Q, dimensionless: 1/2 at the critical point.

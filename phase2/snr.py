@@ -191,9 +191,9 @@ def snr_stats(fast_weights, threshold=2.0):
         threshold: θ, see :func:`select`.
 
     Returns:
-        A dictionary of floats, averages over the batch and the heads: `mean_snr` and `std_snr`
-        of |W_ij| / σ over all elements (pure noise has 0.80 and 0.60, an empty memory 0),
-        `selected_share` of the modes (0 to 1), `noise_scale` σ, and `threshold`.
+        A dictionary of floats: `mean_snr` and `std_snr`, mean and spread of |W_ij| / σ over all
+        elements of all memories (pure noise has 0.80 and 0.60, an empty memory 0); averages over
+        the memories of `selected_share` of the modes (0 to 1) and `noise_scale` σ; `threshold`.
 
     Raises:
         TypeError, ValueError: see :func:`check_matrices` and :func:`check_selection`.
