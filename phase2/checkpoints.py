@@ -131,6 +131,8 @@ def read_weights(path, **labels):
     Raises:
         CheckpointError: cut short, damaged, no such file, or another label.
     """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
     safetensors = need("safetensors")
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -59,7 +59,7 @@ def version(asked: bool) -> None:
 @app.callback()
 def common(
     _: Annotated[
-        bool, typer.Option("--version", callback=version, is_eager=True, help="Say which.")
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Train and use a language model whose memory is written by association, and forgets."""
@@ -155,24 +155,29 @@ def train(
         typer.Option("--set", metavar="NAME=VALUE", help="One field of Phase2Config; repeatable."),
     ] = None,
     tokenizer: Annotated[Tokens, typer.Option(help="Bytes, or byte pairs.")] = Tokens.bytes,
-    vocab_size: Annotated[int, typer.Option(help="Number of tokens, for bpe.")] = 1024,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Number of tokens, for bpe. [default: 1024]")
+    ] = None,
     held_out: Annotated[float, typer.Option(help="Share of the text to evaluate on.")] = 0.1,
     steps: Annotated[int, typer.Option(help="Changes of the weights.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Windows a step, over all processes.")] = 8,
     accumulate: Annotated[int, typer.Option(help="Pieces a batch is read in.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="At its peak.")] = 2e-3,
-    warmup: Annotated[int, typer.Option(help="Steps to the peak.")] = 50,
+    learning_rate: Annotated[float, typer.Option(help="The highest of the run.")] = 2e-3,
+    warmup: Annotated[int, typer.Option(help="Steps until it is reached.")] = 50,
     weight_decay: Annotated[float, typer.Option(help="Of mixing matrices only.")] = 0.1,
-    evaluate_every: Annotated[int, typer.Option(help="Steps.")] = 100,
-    save_every: Annotated[int, typer.Option(help="Steps.")] = 100,
-    patience: Annotated[int, typer.Option(help="Evaluations without a new best.")] = 1000,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between two evaluations.")] = 100,
+    save_every: Annotated[int, typer.Option(help="Steps between two saves.")] = 100,
+    patience: Annotated[
+        int, typer.Option(help="Stop after so many evaluations without a new best.")
+    ] = 1000,
     seed: Annotated[
         int, typer.Option(help="Of the weights and of the order of the text.", max=2**32)
     ] = 0,
     precision: Annotated[Precision | None, typer.Option(help="[default: float32]")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
 ) -> None:
-    """Train a model on text files. Ctrl-C saves; --resume goes on, exactly, with the same options.
+    """Train a model on text files. Ctrl-C saves; --resume goes on, exactly, with the options
+    the run was started with.
 
     A run that has ended cannot be made longer: start another with --init, at a lower rate.
 
@@ -185,7 +190,8 @@ def train(
     given = {**context.params, "text": text, "out": out}
     options = remembered(context, given) if resume else given
     if not options["text"]:
-        raise typer.BadParameter("give at least one text file", param_hint="--text")
+        missing = f"there is no run in {out} to resume, so " if resume else ""
+        raise typer.BadParameter(f"{missing}give at least one text file", param_hint="--text")
     settings = {
         name: options[name] for name in TrainSettings.__dataclass_fields__ if name in options
     }
@@ -216,7 +222,8 @@ def remembered(context: typer.Context, given: dict[str, Any]) -> dict[str, Any]:
     for name in {"tokenizer", "vocab_size", "init"} - defaults:
         if (was := before.get(name)) != given[name]:
             option = name.replace("_", "-")
-            raise ValueError(f"a run goes on as it began, with --{option} {was}: leave it out")
+            began = f"without --{option}" if was is None else f"with --{option} {was}"
+            raise ValueError(f"a run goes on as it began, {began}: leave it out")
     defaults -= {"out", "resume"}
     now = {**given, **{name: before[name] for name in defaults & before.keys()}}
     now["set_"] = [*(before.get("set_") or []), *(given["set_"] or [])]
@@ -244,7 +251,8 @@ def beginning(context: typer.Context, options: dict[str, Any]):
     tokenizer = options["tokenizer"]
     if options["resume"] and (options["out"] / TOKENIZER).exists():
         tokenizer = read_tokenizer(options["out"])
-    data = text_data(texts, tokenizer, options["vocab_size"], held_out)
+    size = options["vocab_size"] if isinstance(tokenizer, str) else None  # else it has its own
+    data = text_data(texts, tokenizer, size, held_out)
     values = {"vocab_size": data.tokenizer.vocab_size, **fields(options["set_"] or [])}
     torch.manual_seed(options["seed"])
     return create_phase2_model(preset=options["preset"], **values), data
@@ -299,11 +307,11 @@ def load(checkpoint: str, device: str | None):
     return from_pretrained(checkpoint).to(place)
 
 
-def read_ids(model, text: list[Path]):
-    """Text files as one row of ids for this model, (N,) int64."""
+def read_ids(model, text: list[Path], most: int | None = None):
+    """The first tokens of text files as one row of ids for this model, (N,) int64."""
     from phase2.training import read_documents, tokenize
 
-    return tokenize(read_documents(text), model.tokenizer).ids.long()
+    return tokenize(read_documents(text), model.tokenizer).ids[:most].long()
 
 
 @app.command()
@@ -372,13 +380,14 @@ def diagnose(
     text: Texts,
     out: Annotated[Path, typer.Option(help="HTML page.")] = Path("report.html"),
     numbers: Annotated[
-        Path | None, typer.Option("--json", help="The numbers as well, as JSON.")
+        Path | None, typer.Option("--json", help="Write the numbers to this file, too.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=2, help="Read at most so many.")] = 8192,
     device: Device = None,
 ) -> None:
     """Look into the memories while a model reads text files, and write a report."""
     from phase2.diagnostics import diagnose as report_on
+    from phase2.training import CHECKPOINT, CONFIG, HISTORY, MODEL, TOKENIZER
 
     for path in (out, numbers or out):
         if not path.parent.is_dir():  # now, not after the work
@@ -386,14 +395,16 @@ def diagnose(
         if path.is_dir():
             raise IsADirectoryError(21, "is a folder, not a file", str(path))
     files = [("--out", out), *([("--json", numbers)] if numbers else [])]
-    taken = {path.resolve(): "--text" for path in text}
+    own = (Path(checkpoint) / name for name in ("", CONFIG, MODEL, TOKENIZER, CHECKPOINT, HISTORY))
+    taken = {path.resolve(): "those of the checkpoint" for path in own}
+    taken |= {path.resolve(): "--text" for path in text}
     for option, path in files:
         if (other := taken.setdefault(path.resolve(), option)) != option:
-            raise ValueError(f"{option} must be another file than {other}, got {path} twice")
+            raise ValueError(f"{option} must be another file than {other}, got {path}")
     model = load(checkpoint, device)
-    report = report_on(model, read_ids(model, text)[:max_tokens])
+    report = report_on(model, read_ids(model, text, max_tokens))
     report.to_html(out)
     if numbers:
         report.to_json(numbers)
     typer.echo(str(report))
-    typer.echo(f"the report is {out}")
+    typer.echo(f"the report is {out}" + (f", its numbers are in {numbers}" if numbers else ""))

@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from phase2.decay import window
 from phase2.inference import as_ids, text_ids
 from phase2.memory import cumulative_angle, rotate
-from phase2.model import Phase2State, check_value, look_back, project, whole
+from phase2.model import Phase2State, check_value, look_back, project, real, whole
 from phase2.stability import energy
 from phase2.training import need
 
@@ -83,7 +84,11 @@ def observe(model, ids, piece):
     Returns:
         Iterator of the number of tokens read so far, the diagnostics of
         :func:`phase2.model.diagnose_layers` and the Phase2State.
+
+    Raises:
+        TypeError, ValueError: `ids` are none of those, or `piece` is below 1.
     """
+    check_value("piece", piece, whole(1))
     state, device = None, model.embedding.weight.device
     for start in range(0, len(ids), piece):
         part = as_ids(ids[start : start + piece], device)[None]  # (1, ≤ piece)
@@ -135,13 +140,15 @@ def effective_rank(fast_weights):
         fast_weights: W, (..., D, D).
 
     Returns:
-        r, (...), from 1 to D; 0 for an empty memory.
+        r, (...), from 1 to D, in float32; 0 for an empty memory, NaN for one that is not finite.
     """
-    s = torch.linalg.svdvals(fast_weights.float())  # (..., D)
+    finite = fast_weights.isfinite().all((-2, -1), keepdim=True)
+    s = torch.linalg.svdvals(torch.where(finite, fast_weights.float(), 0.0))  # (..., D)
     total = s.sum(-1)
     # p_i = s_i / Σ s_j;  r = exp(−Σ p_i ln p_i)
     p = s / total.clamp(min=torch.finfo(s.dtype).tiny)[..., None]
-    return torch.where(total > 0, torch.exp(torch.special.entr(p).sum(-1)), 0.0)
+    rank = torch.where(total > 0, torch.exp(torch.special.entr(p).sum(-1)), 0.0)
+    return torch.where(finite[..., 0, 0], rank, torch.nan)
 
 
 # %% notebooks/10_diagnostics.ipynb#decaying-rank
@@ -150,10 +157,14 @@ def decaying_rank(gamma):
 
     Args:
         gamma: Γ dt > 0 of one token.
+
+    Raises:
+        ValueError: gamma is not positive.
     """
-    kept = math.exp(-gamma)  # κ
+    check_value("gamma", gamma, real(0, above=True))
+    kept, lost = math.exp(-gamma), -math.expm1(-gamma)  # κ and 1 − κ
     # ln r = −ln(1 − κ) − κ ln κ / (1 − κ)
-    return math.exp(-math.log1p(-kept) + gamma * kept / (1 - kept))
+    return math.exp(-math.log(lost) + gamma * kept / lost)
 
 
 # %% notebooks/10_diagnostics.ipynb#forgetting
@@ -224,7 +235,7 @@ def measured_window(lags, depth):
 
     Returns:
         m, interpolated between lags, or extrapolated from the last one if even then more is left;
-        infinite if nothing has been lost.
+        infinite if nothing has been lost or `depth` is NaN, as for an empty memory.
     """
     before, height = 0, 0.0
     for lag, value in zip(lags, depth, strict=True):
@@ -307,13 +318,14 @@ def recall(model, ids, layer, head, key=None, top=5):
         Recall.
 
     Raises:
-        TypeError, ValueError: `ids` are none; a layer, head, position or key does not exist;
-            `top` is below 1.
+        TypeError, ValueError: `ids` are empty, or no integers of the vocabulary; a layer, head,
+            position or key does not exist; `top` is below 1.
     """
     ids = as_ids(ids, model.embedding.weight.device)
     check_recall(model.config, len(ids), layer, head, key, top)
     trace = traces(model, ids, layer)
-    key = trace.q[-1, head] if key is None else trace.k[key, head] if isinstance(key, int) else key
+    if not torch.is_tensor(key):  # the model's own question, or a position
+        key = trace.q[-1, head] if key is None else trace.k[key, head]
     memory = trace.fast_weights[head]
     answer = memory.mT @ key.to(memory)  # (D,)
     similarity = torch.cosine_similarity(answer, trace.v[:, head].to(memory), dim=-1)  # (N,)
@@ -332,10 +344,10 @@ def check_recall(config, length, layer, head, key, top):
         raise ValueError("ids must hold at least one token, got none")
     dim = config.head_dim
     wanted = {"layer": (layer, config.n_layers), "head": (head, config.n_heads)}
-    if isinstance(key, int):
+    if isinstance(key, Integral):
         wanted["key"] = (key, length)
     elif key is not None and not (torch.is_tensor(key) and key.shape == (dim,)):
-        got = tuple(key.shape) if torch.is_tensor(key) else type(key).__name__
+        got = f"one of {tuple(key.shape)}" if torch.is_tensor(key) else type(key).__name__
         raise ValueError(f"key must be a position, None or a tensor of shape ({dim},), got {got}")
     for name, (value, limit) in wanted.items():
         check_value(name, value, whole(0, highest=limit - 1))
@@ -360,9 +372,9 @@ class Report:
         model_config: the configuration, by field.
         model_statistics: `num_parameters` and `num_layers`.
         tokens: tokens read before each snapshot.
-        diagnostics: lists, an entry a layer, named as the model's own. `gamma_values`: mean Γ of
-            each head, for each snapshot; `snr_stats`, `resonance_info`, `stability_metrics`: their
-            numbers, a list over snapshots, and at the end `diag_energy` and `mask`, (H, D).
+        diagnostics: lists, an entry a layer, named as the model's own: over snapshots, but for
+            `diag_energy` and `mask` at the end, (H, D). `gamma_values` (means over a piece),
+            `energy_by_head` and `energy_bound_by_head` have a number for each head.
         memory: for each layer, lists over heads: `effective_rank` at the end, and in tokens
             `window` from Γ and `measured_window`, and over how many tokens that was `followed`.
     """
@@ -416,7 +428,8 @@ def diagnose(model, text, piece=None):
     Args:
         model: Phase2IntegratedModel.
         text: a text, a file or token ids, see :func:`phase2.inference.text_ids`; at least two.
-        piece: tokens between two snapshots; None takes 16, or a 128th of a long text.
+        piece: tokens between two snapshots, at most half of the text; None takes 16, or a 128th of
+            a long text.
 
     Returns:
         Report.
@@ -482,6 +495,7 @@ def compile_report(model, snapshots, seen, state, windows):
         windows: what :func:`measure_windows` returns.
     """
     windows, followed = windows
+    pieces = torch.tensor([0, *snapshots]).diff().float()  # tokens between two snapshots
     layers = [over_time(list(layer)) for layer in zip(*snapshots.values(), strict=True)]
     diagnostics = {name: [layer[name] for layer in layers] for name in seen}
     memory = []
@@ -489,7 +503,7 @@ def compile_report(model, snapshots, seen, state, windows):
         info = seen["resonance_info"][layer]
         ends = {name: info[name][0].tolist() for name in ("diag_energy", "mask")}
         diagnostics["resonance_info"][layer].update(ends)
-        gamma = torch.tensor(diagnostics["gamma_values"][layer]).mean(0)  # (H,)
+        gamma = pieces @ torch.tensor(diagnostics["gamma_values"][layer]) / pieces.sum()  # (H,)
         memory.append(
             {
                 "effective_rank": effective_rank(held.fast_weights)[0].tolist(),
@@ -538,7 +552,7 @@ def table(report):
         layers.append((layer, found["snr_stats"][layer]["mean_snr"][-1], resonant, stable, alike))
     size = report.model_statistics["num_parameters"]
     title = f"{len(layers)} layers, {size} parameters, {report.tokens[-1]} tokens read"
-    names = ("layer", "head", "window from Γ", "measured", "effective rank", "energy", "bound")
+    names = "layer, head, window from Γ, measured, effective rank, energy, energy bound".split(", ")
     more = ("layer", "mean SNR", "resonant share", "stable ratio", "largest coherence")
     note = f"~ extrapolated: a memory is followed over {followed} tokens"
     return "\n".join([title, "", *columns(names, memories), note, "", *columns(more, layers)])

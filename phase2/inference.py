@@ -7,7 +7,7 @@ from itertools import chain, count, groupby
 
 import torch
 
-from phase2.model import check_input, check_value, real, whole
+from phase2.model import check_input, check_keys, check_value, real, whole
 from phase2.training import ByteTokenizer, as_tokenizer, read_documents
 
 __all__ = [
@@ -50,7 +50,7 @@ def choose_token(logits, temperature=0.0, top_k=None, top_p=None, generator=None
         generator: torch.Generator on the device of the logits; None is the global one.
 
     Returns:
-        Tokens, (B,).
+        Tokens, (B,). Options are not checked here, but by :func:`stream`.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -127,7 +127,8 @@ def stream(
 ):
     """Continue prompts token by token: equation (eq-generate).
 
-    A token takes the same time wherever it stands; the length of prompts costs time but no RAM.
+    A token takes the same time wherever it stands. Prompts are read in pieces: beyond 1024 tokens
+    their length costs time but no RAM, unless several documents are packed into a row.
 
     Args:
         model: Phase2IntegratedModel.
@@ -135,7 +136,7 @@ def stream(
         max_new_tokens: where to end; None goes on for as long as it is asked.
         temperature, top_k, top_p, generator: see :func:`choose_token`.
         attention_mask: (B, N), 0 for padding.
-        stop_token: token after which a row is over; over rows repeat it until all are.
+        stop_token: token after which a row is over; it is repeated until all rows are.
         state: Phase2State to go on from; None is an empty memory.
 
     Returns:
@@ -256,8 +257,8 @@ def pad_left(prompts):
         raise ValueError(f"prompts must be at least one, none of them empty, got lengths {lengths}")
     backwards = [prompt.flip(0) for prompt in prompts]
     rows = torch.nn.utils.rnn.pad_sequence(backwards, batch_first=True).flip(1)
-    ends = torch.tensor([len(prompt) for prompt in prompts])
-    column = torch.arange(rows.shape[1], 0, -1)  # N … 1, counted from the end
+    ends = torch.tensor([len(prompt) for prompt in prompts], device=rows.device)
+    column = torch.arange(rows.shape[1], 0, -1, device=rows.device)  # N … 1, from the end
     return rows, (column <= ends[:, None]).long()
 
 
@@ -270,7 +271,7 @@ def tokenizer_of(model):
 
     Raises:
         ValueError: it has none, and knows more tokens than there are bytes.
-        TypeError: it is none, see :func:`phase2.training.as_tokenizer`.
+        TypeError: it is not a tokenizer, see :func:`phase2.training.as_tokenizer`.
     """
     tokenizer, size = getattr(model, "tokenizer", None), model.config.vocab_size
     if tokenizer is None and size > BYTES.vocab_size:
@@ -346,6 +347,8 @@ def generate_text(model, prompts, max_new_tokens, **options):
     """
     if taken := options.keys() & {"return_state", "attention_mask"}:
         raise TypeError(f"generate_text takes and gives text alone: {min(taken)} is of generate")
+    if not isinstance(prompts, str | bytes | list | tuple):
+        raise TypeError(f"prompts must be str, bytes or a list, got {type(prompts).__name__}")
     tokenizer, alone = tokenizer_of(model), isinstance(prompts, str | bytes)
     prompts = [tokenizer.encode(text) for text in ([prompts] if alone else prompts)]
     ids, mask = (x.to(model.embedding.weight.device) for x in pad_left(prompts))
@@ -471,12 +474,15 @@ def interact(model, max_new_tokens=200, read=input, write=print, **options):
         max_new_tokens: the longest answer.
         read: called with the text that asks for a line, returns the line.
         write: called like print with the pieces of an answer.
-        options: all others of :func:`stream`, by name.
+        options: `temperature`, `top_k`, `top_p`, `generator`, `stop_token`, and `state` to begin
+            with; see :func:`stream`.
 
     Raises:
-        TypeError, ValueError: see :func:`stream`.
+        TypeError, ValueError: see :func:`stream`; another option.
     """
-    tokenizer, state, device = tokenizer_of(model), None, model.embedding.weight.device
+    check_keys(options, [*SAMPLING_RULES, "generator", "state"])
+    tokenizer, state = tokenizer_of(model), options.pop("state", None)
+    device = model.embedding.weight.device
     filters = {name: options[name] for name in SAMPLING_RULES.keys() & options.keys()}
     check_sampling(**{"temperature": 0.0, "max_new_tokens": max_new_tokens} | filters)
     try:

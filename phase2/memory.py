@@ -136,10 +136,10 @@ def memory_step(q, k, v, gamma, potential, eta, dt, fast_weights):
 # %% notebooks/02_memory.ipynb#checks
 def check_positive(gamma):
     """Refuse Γ ≤ 0 and NaN with a ValueError."""
-    if gamma.numel() and not gamma.min().item() > 0:
-        raise ValueError(
-            f"gamma must be positive everywhere, its smallest value is {gamma.min().item():.4g}"
-        )
+    if gamma.numel() and not (lowest := gamma.min().item()) > 0:
+        why = " (are the weights finite?)" if math.isnan(lowest) else ""
+        message = f"gamma must be positive everywhere, its smallest value is {lowest:.4g}"
+        raise ValueError(message + why)
 
 
 def check_finite(fast_weights):

@@ -4,6 +4,7 @@
 import difflib
 import math
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -91,10 +92,10 @@ __all__ = [
 
 # %% notebooks/07_model.ipynb#rules
 def whole(lowest, highest=math.inf):
-    """Rule for an int from `lowest` to `highest`: a predicate, and what it allows in words."""
+    """Rule for an integer from `lowest` to `highest`: a predicate, and what it allows in words."""
 
     def allowed(value):
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, Integral) or isinstance(value, bool):
             return False
         return lowest <= value <= highest
 
@@ -106,7 +107,7 @@ def real(lowest, highest=math.inf, above=False):
     """Rule for a finite number from `lowest` (or `above` it) up to `highest`, likewise."""
 
     def allowed(value):
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, Real) or isinstance(value, bool):
             return False
         finite = abs(value) < math.inf  # also of an int that is no float
         return finite and lowest <= value <= highest and not (above and value == lowest)
@@ -133,9 +134,12 @@ def check_value(name, value, rule):
 
 
 def check_fields(settings, rules):
-    """:func:`check_value` for every attribute that has a rule."""
+    """:func:`check_value` for every attribute that has a rule; NumPy's numbers become Python's."""
     for name, rule in rules.items():
-        check_value(name, getattr(settings, name), rule)
+        value = getattr(settings, name)
+        check_value(name, value, rule)
+        if hasattr(value, "item"):
+            object.__setattr__(settings, name, value.item())
 
 
 # %% notebooks/07_model.ipynb#config-rules

@@ -17,13 +17,14 @@ import threading
 import warnings
 import zipfile
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from phase2.model import check_fields, check_keys, real, whole
+from phase2.model import check_fields, check_keys, check_value, real, whole
 
 __all__ = [
     "ByteTokenizer",
@@ -201,7 +202,8 @@ def train_bpe(documents, vocab_size):
     """Learn a byte-pair encoding from a list of str.
 
     Raises:
-        ValueError: `vocab_size` leaves no room beside the 256 bytes and the end, or has no end.
+        ValueError: `vocab_size` leaves no room beside the 256 bytes and the end, or is above a
+            million.
     """
     if not isinstance(vocab_size, int) or not 257 < vocab_size <= 10**6:
         allowed = "above 257, the bytes and the end, and at most a million"
@@ -225,10 +227,14 @@ def read_documents(texts):
     """A text (str, bytes), a path, or a list of them -> list of bytes, one a document.
 
     Raises:
+        TypeError: something is no text.
         ValueError: there is no text, or a text that is the name of a file.
     """
-    texts = [texts] if isinstance(texts, str | bytes | bytearray | os.PathLike) else list(texts)
+    kinds = str | bytes | bytearray | os.PathLike
+    texts = list(texts) if isinstance(texts, list | tuple) else [texts]
     for text in texts:
+        if not isinstance(text, kinds):
+            raise TypeError(f"texts must be str, bytes, Path or a list, got {type(text).__name__}")
         if isinstance(text, str) and len(text) < 1000 and os.path.isfile(text):
             raise ValueError(f"{text!r} is the text itself; to read that file, give a Path")
     texts = [text.encode() if isinstance(text, str) else text for text in texts]
@@ -241,6 +247,7 @@ def read_documents(texts):
     return [document for document in read if document]
 
 
+# %% notebooks/08_training.ipynb#split-documents
 def split_documents(documents, held_out):
     """Cut a list of documents in two, the last `held_out` of all bytes in the second part.
 
@@ -308,34 +315,37 @@ def as_tokenizer(tokenizer):
 
 
 # %% notebooks/08_training.ipynb#text-data
-def text_data(texts, tokenizer="bytes", vocab_size=1024, held_out=0.1):
+def text_data(texts, tokenizer="bytes", vocab_size=None, held_out=0.1):
     """Read texts, hold out their end, and turn them into numbers.
 
     Args:
         texts: a text (str, bytes), a file (Path), or a list of them; several are read as documents.
         tokenizer: "bytes", "bpe" to learn byte pairs from the training part, or see
             :func:`as_tokenizer`.
-        vocab_size: number of tokens of "bpe".
+        vocab_size: number of tokens of "bpe"; None is 1024.
         held_out: share of the bytes to hold out, from 0 to below 1.
 
     Returns:
         TextData.
 
     Raises:
-        ValueError: there is no text, `held_out` or `tokenizer` is not one of these, or a text is
-            no UTF-8 and "bpe" is asked for.
-        TypeError: `tokenizer` is none.
+        ValueError: there is no text, `held_out` or `tokenizer` is not one of these, a `vocab_size`
+            without "bpe", or a text that is no UTF-8 with it.
+        TypeError: `texts` are no text, or `tokenizer` is not a tokenizer.
         OSError: a file cannot be read.
     """
-    if not isinstance(held_out, int | float) or not 0 <= held_out < 1:
+    if not isinstance(held_out, Real) or not 0 <= held_out < 1:
         raise ValueError(f"held_out must be from 0 to below 1, got {held_out!r}")
     if isinstance(tokenizer, str) and tokenizer not in ("bytes", "bpe"):
         raise ValueError(f"tokenizer must be 'bytes', 'bpe' or a tokenizer, got {tokenizer!r}")
+    if vocab_size is not None and tokenizer != "bpe":
+        raise ValueError(f"vocab_size is for tokenizer='bpe', got {vocab_size} without it")
     first, second = split_documents(read_documents(texts), held_out)
     if tokenizer == "bytes":
         tokenizer = ByteTokenizer()
     elif tokenizer == "bpe":
-        tokenizer = train_bpe([from_utf8(document) for document in first], vocab_size)
+        size = 1024 if vocab_size is None else vocab_size
+        tokenizer = train_bpe([from_utf8(document) for document in first], size)
     tokenizer = as_tokenizer(tokenizer)
     return TextData(tokenize(first, tokenizer), tokenize(second, tokenizer), tokenizer)
 
@@ -347,17 +357,22 @@ class TextWindows(torch.utils.data.Dataset):
     Args:
         ids: (N,) integers.
         n_seq: length of a window.
+
+    Raises:
+        ValueError: `n_seq` is below 1.
     """
 
     def __init__(self, ids, n_seq):
+        check_value("n_seq", n_seq, whole(1))
         self.ids, self.n_seq = ids, n_seq
 
     def __len__(self):
         return max(0, len(self.ids) - 1) // self.n_seq
 
     def __getitem__(self, index):
-        if not 0 <= index < len(self):
+        if not -len(self) <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
+        index %= len(self)
         window = self.ids[index * self.n_seq : (index + 1) * self.n_seq + 1].long()
         return window[:-1], window[1:]
 
@@ -849,6 +864,8 @@ def save_run(run):
     """Write `training.pt` atomically; every process must call it, one writes."""
     rng = need("accelerate.utils").gather_object([rng_state()])
     if run.accelerator.is_main_process:
+        with open(run.folder / HISTORY, "a") as log:
+            os.fsync(log.fileno())  # on the disk before a checkpoint that counts its lines
         state = checkpoint(run, rng)
         write_atomically(run.folder / CHECKPOINT, lambda file: torch.save(state, file))
         (run.folder / MODEL).unlink(missing_ok=True)  # of this run as it was when it had ended
@@ -856,7 +873,7 @@ def save_run(run):
 
 
 # %% notebooks/08_training.ipynb#resume
-FREE = ("save_every", "patience")  # what a step does not depend on
+FREE = ("save_every", "patience", "accumulate")  # a step depends on none but for rounding
 
 
 def changes(before, now):
@@ -884,7 +901,7 @@ def resume_run(run):
         if changed := changes({"precision": state["precision"]}, precision):
             raise CheckpointError(f"{path}: a run goes on as it began, but {changed}")
         if state["data"] != fingerprint(run.data):
-            raise CheckpointError(f"{path}: from a run on another text, or held_out")
+            raise CheckpointError(f"{path}: text, tokenizer or held_out are not those of this run")
         history = read_history(run.folder / HISTORY, state["step"])
         fit_weights(model, state["model_state_dict"], path)
         run.optimizer.load_state_dict(state["optimizer_state_dict"])
@@ -926,7 +943,7 @@ def write_history(path, history):
 
 # %% notebooks/08_training.ipynb#interrupt
 class Interruption:
-    """Within it, the first Ctrl-C or request to terminate is noted; a second Ctrl-C interrupts.
+    """Within it, the first Ctrl-C or request to terminate is noted; a Ctrl-C after it interrupts.
 
     Attributes:
         signal: the number of the signal, or None.
@@ -942,7 +959,7 @@ class Interruption:
         return self
 
     def note(self, number, frame):
-        if number == self.signal == signal.SIGINT:
+        if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = self.signal or number
 
@@ -1013,7 +1030,9 @@ def begin(run, resume):
             raise FileExistsError(f"{path} exists: resume, or choose another folder")
         resume_run(run)
     elif history.exists():  # of a run that was stopped before it was saved, or is under way
-        read_history(history, len(history.read_text().splitlines()))
+        lines = history.read_text().split("\n")
+        cut_short = lines[-1][:1] in ("", "{")  # what is behind the last end of a line, if anything
+        read_history(history, len(lines) - cut_short)
         if not resume:
             why = "of a run that has saved nothing yet: remove it, or choose another folder"
             raise FileExistsError(f"{history} exists, {why}")

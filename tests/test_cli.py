@@ -107,8 +107,12 @@ def test_version_and_module():
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == said
 
 
-def test_training_needs_text(tmp_path):
+def test_training_needs_text(text, tmp_path):
     assert "give at least one text file" in phase2("train", "--out", tmp_path, code=2)
+    said = phase2("train", "--resume", "--out", tmp_path / "typo", code=2)
+    assert "there is no run in" in said and "typo" in said
+    said = phase2("train", "--text", text, "--vocab-size", 300, "--out", tmp_path, code=1)
+    assert "vocab_size is for tokenizer='bpe', got 300" in said
 
 
 def test_resuming_nothing_starts_and_says_so(text, tmp_path):
@@ -121,8 +125,10 @@ def test_resuming_nothing_starts_and_says_so(text, tmp_path):
 def test_what_a_run_began_with_stays(run, text, tmp_path, monkeypatch):
     bare = ["train", "--out", run, "--resume"]
     assert "with --tokenizer bytes: leave it out" in phase2(*bare, "--tokenizer", "bpe", code=1)
-    assert "with --vocab-size 1024" in phase2(*bare, "--vocab-size", 300, code=1)
-    assert "another text, or held_out" in phase2(*bare, "--held-out", 0.5, code=1)
+    assert "without --vocab-size: leave it out" in phase2(*bare, "--vocab-size", 300, code=1)
+    assert "text, tokenizer or held_out are not those of" in phase2(
+        *bare, "--held-out", 0.5, code=1
+    )
     monkeypatch.chdir(tmp_path)  # the plainest way: the folder is "run", no option is given again
     phase2("train", "--text", text, *TINY, *QUICK)
     assert "the model is in run" in phase2("train", "--resume")
@@ -206,7 +212,7 @@ def test_diagnose_writes_a_page_and_numbers(run, text, tmp_path):
     page, numbers = tmp_path / "report.html", tmp_path / "report.json"
     options = ["--out", page, "--json", numbers, "--max-tokens", 200]
     said = phase2("diagnose", run, "--text", text, *options)
-    assert str(page) in said
+    assert str(page) in said and str(numbers) in said
     assert "<html" in page.read_text()
     assert json.loads(numbers.read_text())["model_config"]["d_model"] == 16
 
@@ -265,6 +271,11 @@ def test_completion():
             "another file than --out",
         ),
         (["diagnose", "RUN", "--text", "TEXT", "--out", "TEXT"], 1, "another file than --text"),
+        (
+            ["diagnose", "RUN", "--text", "TEXT", "--json", "CONFIG"],
+            1,
+            "another file than those of the checkpoint",
+        ),
     ],
 )
 def test_failures_are_one_line_and_a_code(run, text, tmp_path, monkeypatch, arguments, code, words):
@@ -274,6 +285,7 @@ def test_failures_are_one_line_and_a_code(run, text, tmp_path, monkeypatch, argu
     latin = tmp_path / "latin.txt"
     latin.write_text("na\xefve " * 100, encoding="latin-1")
     places = {"RUN": run, "TEXT": text, "EMPTY": empty, "LATIN": latin}
+    places["CONFIG"] = run / "config.json"
     small = TINY + QUICK if arguments[0] == "train" and code == 1 else []
     chosen = [arguments[0], *small, *(places.get(a, a) for a in arguments[1:])]
     said = phase2(*chosen, code=code)

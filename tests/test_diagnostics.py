@@ -275,7 +275,8 @@ def test_pages_leave_no_figure_open(report):
 def test_table_has_a_line_for_each_memory_and_layer(report):
     _, memories, layers = str(report).split("\n\n")
     header, *rows, _ = memories.splitlines()
-    names = ["layer", "head", "window from Γ", "measured", "effective rank", "energy", "bound"]
+    names = ["layer", "head", "window from Γ", "measured", "effective rank"]
+    names += ["energy", "energy bound"]
     assert re.split("  +", header.strip()) == names
     assert len({len(line) for line in (header, *rows)}) == 1  # columns are aligned
     expected = []
@@ -400,7 +401,7 @@ def test_a_memory_of_one_thing_answers_with_it(model, ids):
         ({"layer": 2}, "layer must be an integer from 0 to 1, got 2"),
         ({"head": -1}, "head must be an integer from 0 to 1, got -1"),
         ({"key": 50}, "key must be an integer from 0 to 49, got 50"),
-        ({"key": torch.zeros(3)}, r"key must be .* of shape \(16,\), got \(3,\)"),
+        ({"key": torch.zeros(3)}, r"key must be .* of shape \(16,\), got one of \(3,\)"),
     ],
     ids=lambda x: str(x) if isinstance(x, dict) else "",
 )
@@ -454,3 +455,32 @@ def test_a_window_of_almost_nothing_is_not_zero():
     model = create_phase2_model(d_model=16, n_layers=1, n_heads=2, base_decay=40.0)
     found = diagnose(model, torch.randint(0, 256, (300,))).memory[0]["measured_window"]
     assert all(0 < window < 1 for window in found)
+
+
+def test_the_mean_rate_of_a_text_weighs_pieces_by_their_tokens(model, ids):
+    report, (_, seen) = diagnose(model, ids[:33]), model(ids[None, :33], return_diagnostics=True)
+    assert report.tokens == [16, 32, 33]
+    for memory, gamma in zip(report.memory, seen["gamma_values"], strict=True):
+        torch.testing.assert_close(torch.tensor(memory["window"]), 1 / gamma[0].mean(0))
+
+
+def test_a_rank_that_there_is_none_of():
+    assert effective_rank(torch.full((4, 4), torch.nan)).isnan()
+    found = effective_rank(torch.stack((torch.eye(4), torch.full((4, 4), torch.inf))))
+    assert found[0] == pytest.approx(4) and found[1].isnan()
+    for gamma in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=r"gamma must be a number above 0"):
+            decaying_rank(gamma)
+    assert decaying_rank(1e-20) == pytest.approx(math.e * 1e20)
+
+
+def test_no_pieces_of_nothing(model, ids):
+    for piece in (0, -1):
+        with pytest.raises(ValueError, match="piece must be an integer of at least 1"):
+            next(observe(model, ids, piece))
+
+
+def test_indices_from_numpy(model, ids):
+    np = pytest.importorskip("numpy")
+    one = recall(model, ids, layer=np.int64(1), head=np.int32(0), key=np.int64(3))
+    assert torch.equal(one.answer, recall(model, ids, layer=1, head=0, key=3).answer)

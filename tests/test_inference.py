@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -320,6 +321,28 @@ def session(model, lines, **options):
 
     interact(model, read=read, write=lambda *x, **_: written.append("".join(x)), **options)
     return "".join(written)
+
+
+def test_a_session_goes_on_from_a_state_and_refuses_other_options_at_once(model):
+    _, state = model(BYTES.encode("before")[None].long(), return_state=True)
+    ids = BYTES.encode("beforego")[None].long()
+    row = generate(model, ids, 8)[0, ids.shape[1] :].tolist()
+    assert session(model, ["go"], max_new_tokens=8, state=state).startswith(
+        "".join(stream_text(row))
+    )
+    for wrong in ({"top": 3}, {"attention_mask": torch.ones(1, 2)}):
+        with pytest.raises(ValueError, match="unknown key"):
+            session(model, [], **wrong)
+
+
+def test_prompts_stay_on_their_device():
+    rows, mask = pad_left([torch.ones(n, dtype=torch.int64, device="meta") for n in (2, 3)])
+    assert rows.device == mask.device == torch.device("meta")
+
+
+def test_a_path_is_no_prompt(model):
+    with pytest.raises(TypeError, match="prompts must be str, bytes or a list, got PosixPath"):
+        generate_text(model, Path("a.txt"), 3)
 
 
 def test_from_text_to_text(model):

@@ -395,6 +395,15 @@ def test_configuration_round_trip_and_factory():
         create_phase2_model(preset="small", config=config)
 
 
+def test_numbers_from_numpy_become_plain():
+    np = pytest.importorskip("numpy")
+    config = Phase2Config(d_model=np.int64(32), base_decay=np.float32(0.5), dt=np.float64(2.0))
+    assert [type(config.d_model), type(config.base_decay), type(config.dt)] == [int, float, float]
+    assert Phase2Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ValueError, match="d_model must be an integer of at least 1"):
+        Phase2Config(d_model=np.bool_(True))
+
+
 def test_warnings_come_once_per_model():
     model = tiny(base_decay=5.0)
     with pytest.warns(UserWarning, match=r"Overdamped system detected: Γ/\|V\| = \d+"):

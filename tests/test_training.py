@@ -174,6 +174,27 @@ def test_a_second_ctrl_c_stops_at_once():
         train(tiny(), DATA, **RUN, on_step=on_step)
 
 
+def test_a_ctrl_c_after_a_request_to_terminate_stops_at_once():
+    def on_step(entry):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), DATA, **RUN, on_step=on_step)
+
+
+def test_a_run_may_go_on_in_other_pieces(unbroken, tmp_path):
+    def on_step(entry):
+        if entry["step"] == 7:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(tiny(), DATA, **RUN, out=tmp_path, on_step=on_step)
+    history = train(tiny(), DATA, **RUN, accumulate=2, out=tmp_path, resume=True)
+    for one, other in zip(unbroken[1], history, strict=True):
+        assert math.isclose(one["loss"], other["loss"], rel_tol=1e-3)
+
+
 def test_a_finished_run_resumes_to_itself(unbroken, tmp_path):
     train(tiny(), DATA, **RUN, out=tmp_path)
     resumed = tiny(seed=9)
@@ -209,7 +230,7 @@ def test_a_run_is_not_overwritten(finished):
     [
         (TINY | {"d_model": 32}, DATA, {}, "config changed: d_model was 16 and is 32"),
         (TINY, DATA, {"learning_rate": 1.0}, "settings changed: learning_rate was 0.01 and is 1"),
-        (TINY, text_data(TEXT + "."), {}, "another text"),
+        (TINY, text_data(TEXT + "."), {}, "text, tokenizer or held_out are not those"),
     ],
 )
 def test_another_run_is_not_resumed(finished, model, data, changes, message):
@@ -243,6 +264,32 @@ def test_a_log_that_is_too_short_or_damaged_is_refused(finished, tmp_path):
     (tmp_path / "history.jsonl").write_text("{\n" * 24)
     with pytest.raises(CheckpointError, match="history.jsonl: damaged"):
         train(tiny(), DATA, **RUN, out=tmp_path, resume=True)
+
+
+def test_a_log_is_on_the_disk_before_the_checkpoint_that_counts_it(tmp_path, monkeypatch):
+    calls, fsync, replace = [], os.fsync, os.replace
+
+    def note(name, call, *args):
+        calls.append(name)
+        return call(*args)
+
+    def on_step(entry):
+        calls.clear()
+
+    monkeypatch.setattr(os, "fsync", lambda *args: note("fsync", fsync, *args))
+    monkeypatch.setattr(os, "replace", lambda *args: note("replace", replace, *args))
+    train(tiny(), DATA, **RUN | {"steps": 6}, out=tmp_path, on_step=on_step)
+    assert calls == ["fsync", "fsync", "replace"]  # the log; the checkpoint, which then is one
+
+
+def test_a_log_cut_short_before_anything_was_saved_begins_anew(unbroken, tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"step": 1}\n{"st')
+    assert train(tiny(), DATA, **RUN, out=tmp_path, resume=True) == unbroken[1]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "history.jsonl").write_text("a diary\nof mine\n")
+    with pytest.raises(CheckpointError, match="history.jsonl: damaged"):
+        train(tiny(), DATA, **RUN, out=other, resume=True)
 
 
 @pytest.mark.parametrize("victim", ["torch.save", "os.fsync", "os.replace"])
@@ -736,7 +783,9 @@ def test_the_ready_made_classes_of_the_library():
 def test_another_cut_of_the_same_text_is_another_text(tmp_path):
     one, other = (text_data(TEXT, held_out=share) for share in (0.1, 0.9))
     train(tiny(), one, **RUN, out=tmp_path)
-    with pytest.raises(CheckpointError, match="from a run on another text, or held_out"):
+    with pytest.raises(
+        CheckpointError, match="text, tokenizer or held_out are not those of this run"
+    ):
         train(tiny(), other, **RUN, out=tmp_path, resume=True)
 
 
@@ -784,3 +833,24 @@ def test_a_model_whose_run_is_refused_is_as_it_was(tmp_path):
 def test_a_warm_up_longer_than_the_run_is_said():
     with pytest.warns(UserWarning, match="warmup, 50, is longer than the run, 1 steps"):
         train(tiny(), DATA, steps=1, progress=False)
+
+
+def test_texts_that_are_none_and_sizes_without_byte_pairs():
+    for texts in (None, torch.zeros(3), [1]):
+        with pytest.raises(TypeError, match="texts must be str, bytes, Path or a list, got"):
+            text_data(texts)
+    with pytest.raises(ValueError, match="vocab_size is for tokenizer='bpe', got 512"):
+        text_data(TEXT, vocab_size=512)
+    with pytest.raises(ValueError, match="vocab_size must be above 257"):
+        text_data(TEXT, "bpe", vocab_size=0)
+
+
+def test_windows_are_counted_from_either_end():
+    windows = TextWindows(torch.arange(21), 5)
+    for one, last in zip(windows[3], windows[-1], strict=True):
+        assert torch.equal(one, last)
+    for index in (4, -5):
+        with pytest.raises(IndexError, match=f"window {index} of 4"):
+            windows[index]
+    with pytest.raises(ValueError, match="n_seq must be an integer of at least 1, got 0"):
+        TextWindows(torch.arange(21), 0)
