@@ -188,10 +188,11 @@ def token(q, k, v, gamma, potential, eta, state, dt):
     kept = torch.exp(-decay)
     # equation (eq-memory), as in memory_step
     weights = turn(state.fast_weights, torch.polar(kept, angle))
-    weights.addcmul_((eta[..., None] * k)[..., None], v[..., None, :])
+    v_eta = eta[..., None] * v
+    weights.addcmul_(k[..., None], v_eta[..., None, :])
     y = (weights * q[..., None]).sum(-2)  # not a product, which autocast would round
     with torch.no_grad():
-        strength = eta * torch.linalg.vector_norm(v, dim=-1)
+        strength = torch.linalg.vector_norm(v_eta, dim=-1)  # s = η ‖v‖, (B, H)
         bound = torch.addcmul(strength, kept, state.bound)
         incoherent = torch.addcmul(strength * strength, kept * kept, state.incoherent)
     faded, turned = state.faded + decay, state.turned + angle

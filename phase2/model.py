@@ -47,6 +47,7 @@ __all__ = [
     "FeedForward",
     "network",
     "feed_forward",
+    "head_norm",
     "step",
     "Phase2Block",
     "Part",
@@ -383,6 +384,14 @@ def feed_forward(x, mix, up, down, last, mask=None):
 
 
 # %% notebooks/07_model.ipynb#step
+def head_norm(y):
+    """`F.layer_norm` over the last axis, for a few short rows."""
+    if not len(y):  # of which there is no variance
+        return y
+    var, mean = torch.var_mean(y, -1, correction=0, keepdim=True)
+    return (y - mean) * torch.rsqrt(var + 1e-5)
+
+
 def step(block, x, state, position):
     """What :meth:`Phase2Block.forward` does with a single token, (B, 1, d_model), unchecked.
 
@@ -399,7 +408,7 @@ def step(block, x, state, position):
     key = torch.lerp(k, state.last_key, block.key_mix.to(wide))
     key = key / torch.linalg.vector_norm(key, dim=-1, keepdim=True).clamp_min(SHORTEST)
     y, gamma, state = token(q, key, v, gamma, potential, eta, state, config.dt)
-    y = F.layer_norm(y, y.shape[-1:]).to(x.dtype)
+    y = head_norm(y).to(x.dtype)
     x = x + block.out(y.flatten(1))
     f = block.mlp_norm(x)
     mixed = torch.lerp(f, state.last_input.to(f.dtype), block.mlp_mix.to(f.dtype))
