@@ -151,7 +151,8 @@ def read_weights(path, **labels):
 
 def write_weights(path, weights, **labels):
     """The inverse of :func:`read_weights`, with the checksum, atomically."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    layout = {"copy": True, "memory_format": torch.contiguous_format}  # no two may share memory
+    plain = {name: tensor.detach().to("cpu", **layout) for name, tensor in weights.items()}
     header = {"format": "pt", "sha256": digest(plain), **labels}
     raw = need("safetensors.torch").save(plain, header)
     write_atomically(path, lambda file: file.write(raw))
@@ -369,7 +370,10 @@ def to_hub(model, tokenizer=None):
     model = uncompiled(model)
     with torch.random.fork_rng(devices=[]):
         hub = Phase2HubModel(model.config, tokenizer or getattr(model, "tokenizer", None))
-    hub.load_state_dict(model.state_dict(), assign=True)
+    weights = model.state_dict()
+    if other := min(weights.keys() ^ hub.state_dict().keys(), default=None):
+        raise ValueError(f"model has other weights than its configuration: {other}; merge adapters")
+    hub.load_state_dict(weights, assign=True)
     return hub.train(model.training)
 
 
@@ -377,7 +381,7 @@ def to_hub(model, tokenizer=None):
 def save_pretrained(model, folder, tokenizer=None, **options):
     """Save a model for :func:`from_pretrained`.
 
-    Everything is written beside the folder's files first: what fails leaves those as they were.
+    Everything is written beside the folder's files first; what fails there leaves those alone.
 
     Args:
         model: Phase2IntegratedModel.
@@ -391,7 +395,8 @@ def save_pretrained(model, folder, tokenizer=None, **options):
 
     Raises:
         TypeError: another tokenizer, which cannot be saved; or no such option.
-        ValueError: the tokenizer has more tokens than the model knows.
+        ValueError: the tokenizer has more tokens than the model knows, or the model other weights
+            than its configuration.
     """
     own = getattr(uncompiled(model), "tokenizer", None)
     if tokenizer is None and own is not None:
@@ -403,7 +408,7 @@ def save_pretrained(model, folder, tokenizer=None, **options):
 
 # %% notebooks/11_checkpoints.ipynb#from-pretrained
 def from_pretrained(name, **download):
-    """Load a model, on the CPU and ready for inference.
+    """Load a model, in float32 on the CPU and ready for inference.
 
     Args:
         name: a folder of :func:`save_pretrained`; the folder of a training run, for its best
@@ -439,6 +444,7 @@ def save_state(path, state, model):
         model: Phase2IntegratedModel that has read it.
 
     Raises:
+        TypeError: `state` is no Phase2State.
         ValueError: the state is of a model of another size.
     """
     check_state(state, len(getattr(state, "position", ())), model.config)

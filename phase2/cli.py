@@ -190,7 +190,7 @@ def train(
     given = {**context.params, "text": text, "out": out}
     options = remembered(context, given) if resume else given
     if not options["text"]:
-        missing = f"there is no run in {out} to resume, so " if resume else ""
+        missing = f"{out / OPTIONS} of a run to resume is missing, so " if resume else ""
         raise typer.BadParameter(f"{missing}give at least one text file", param_hint="--text")
     settings = {
         name: options[name] for name in TrainSettings.__dataclass_fields__ if name in options
@@ -349,7 +349,8 @@ def generate(
         if sys.stdin is None:
             raise ValueError("standard input is closed: give --prompt")
         typer.echo('phase2: "reset" empties the memory, "quit" ends', err=True)
-        interact(model, max_new_tokens=max_tokens, **options)
+        silent = {} if sys.stdin.isatty() else {"read": lambda _: input()}  # no "> " in a pipe
+        interact(model, max_new_tokens=max_tokens, **silent, **options)
         return
     ids = model.tokenizer.encode(prompt).long()[None].to(place)
     typer.echo(prompt, nl=False)
@@ -365,12 +366,13 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """How well a model predicts text files: bits per byte and perplexity, with carried state."""
+    from phase2.diagnostics import plain
     from phase2.inference import evaluate as evaluate_model
 
     model = load(checkpoint, device)
     scores = evaluate_model(model, read_ids(model, text))
     lines = (f"{name.replace('_', ' '):>14} {value:.6g}" for name, value in scores.items())
-    typer.echo(json.dumps(scores) if as_json else "\n".join(lines))
+    typer.echo(json.dumps(plain(scores), allow_nan=False) if as_json else "\n".join(lines))
 
 
 @app.command()

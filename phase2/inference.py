@@ -141,7 +141,7 @@ def stream(
 
     Returns:
         Iterator of tokens, (B,) each. Its return value (that of `yield from`) is the Phase2State
-        that has read the prompts and all of those tokens.
+        that has read the prompts and all of those tokens: only new text may follow it.
 
     Raises:
         TypeError, ValueError: see :func:`check_sampling` and :func:`check_prompt`.
@@ -149,10 +149,10 @@ def stream(
     limits = {"max_new_tokens": max_new_tokens, "stop_token": stop_token}
     check_sampling(temperature, top_k=top_k, top_p=top_p, **limits)
     check_prompt(input_ids, state, attention_mask, model.config)
+    check_value("stop_token", stop_token or 0, whole(0, highest=model.config.vocab_size - 1))
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
-    return stream_steps(
-        model, input_ids, state, attention_mask, max_new_tokens, stop_token, options
-    )
+    rest = max_new_tokens, stop_token, options
+    return stream_steps(model, input_ids, state, attention_mask, *rest)
 
 
 # %% notebooks/09_inference.ipynb#stream-steps
@@ -182,7 +182,7 @@ def stream_steps(model, input_ids, state, attention_mask, max_new_tokens, stop_t
             over = token == stop_token
         yield token
         logits, state = read_prompt(model, token[:, None], state, None)
-        if over.all():
+        if stop_token is not None and over.all():
             break
     return state
 

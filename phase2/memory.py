@@ -551,12 +551,13 @@ def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None
         float64.
 
     Raises:
-        ValueError: see :func:`check_memory`; a mask of another shape; or no chunk size.
+        ValueError: see :func:`check_memory`; a mask of another shape or type; or no chunk size.
     """
     check_memory(q, k, v, gamma, potential, eta, state)
-    if mask is not None and mask.shape != q.shape[:2]:
-        raise ValueError(f"mask must have shape {tuple(q.shape[:2])}, got {tuple(mask.shape)}")
-    if chunk_size < 1:
+    if mask is not None and (mask.shape != q.shape[:2] or mask.dtype != torch.bool):
+        got = f"{tuple(mask.shape)} of {mask.dtype}"
+        raise ValueError(f"mask must have shape {tuple(q.shape[:2])} of torch.bool, got {got}")
+    if not isinstance(chunk_size, int) or chunk_size < 1:
         raise ValueError(f"chunk_size must be an integer of at least 1, got {chunk_size}")
     batch, length, heads, dim = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)

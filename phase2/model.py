@@ -22,7 +22,7 @@ from phase2.consolidation import (
 )
 from phase2.decay import DecayPotential, half_life, warn_overdamped
 from phase2.memory import check_finite, check_positive, refuse_second_derivative
-from phase2.resonance import BASES, resonance_basis, resonance_info
+from phase2.resonance import BASES, MAX_ZETA_DIM, resonance_basis, resonance_info
 from phase2.snr import snr_stats
 from phase2.stability import energy, stability_metrics, violated, warn_unstable
 
@@ -34,6 +34,7 @@ __all__ = [
     "check_fields",
     "CONFIG_RULES",
     "check_keys",
+    "check_heads",
     "Phase2Config",
     "learning_rate",
     "project",
@@ -49,6 +50,8 @@ __all__ = [
     "feed_forward",
     "head_norm",
     "step",
+    "restore_basis",
+    "WithBasis",
     "Phase2Block",
     "Part",
     "Layout",
@@ -84,7 +87,6 @@ __all__ = [
     "to_config",
     "leave_behind",
     "forget",
-    "restore_bases",
     "predict",
     "Phase2IntegratedModel",
     "create_phase2_model",
@@ -147,9 +149,11 @@ def check_fields(settings, rules):
 CONFIG_RULES = {  # what is allowed in each field of `Phase2Config`
     **dict.fromkeys(["vocab_size", "d_model", "n_layers", "n_heads"], whole(1)),
     **dict.fromkeys(["n_seq", "consolidate_every"], whole(1)),
-    **dict.fromkeys(["base_decay", "dt", "hebbian_eta"], real(1e-30, 1e30)),
+    **dict.fromkeys(["base_decay", "dt"], real(1e-30, 1e30)),
+    "hebbian_eta": real(1e-30, 1e12),
     "snr_threshold": real(1e-3, 1e6),
-    **dict.fromkeys(["snr_gamma_boost", "snr_eta_boost", "gamma_adjust_rate"], real(0, 1e30)),
+    **dict.fromkeys(["snr_gamma_boost", "gamma_adjust_rate"], real(0, 1e30)),
+    "snr_eta_boost": real(0, 1e12),
     "resonance_strength": real(0, highest=1),
     "resonance_basis": one_of(BASES),
 }
@@ -166,6 +170,18 @@ def check_keys(keys, known):
             near = difflib.get_close_matches(key, known, n=1)
             hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
             raise ValueError(f"unknown key {key!r}{hint}")
+
+
+# %% notebooks/07_model.ipynb#check-heads
+def check_heads(config):
+    """Refuse, with a ValueError, a width that cannot be cut into heads."""
+    width, heads = config.d_model, config.n_heads
+    if width % (2 * heads):
+        need = f"an even multiple of n_heads = {heads}, for heads turn pairs of entries"
+        raise ValueError(f"d_model must be {need}; got {width}")
+    if config.resonance_basis == "zeta" and width > MAX_ZETA_DIM * heads:
+        need = f"at most {MAX_ZETA_DIM} times n_heads = {heads} with resonance_basis 'zeta'"
+        raise ValueError(f"d_model must be {need}; got {width}")
 
 
 # %% notebooks/07_model.ipynb#config
@@ -191,9 +207,7 @@ class Phase2Config:
 
     def __post_init__(self):
         check_fields(self, CONFIG_RULES)
-        if self.d_model % (2 * self.n_heads):
-            need = f"an even multiple of n_heads = {self.n_heads}, for heads turn pairs of entries"
-            raise ValueError(f"d_model must be {need}; got {self.d_model}")
+        check_heads(self)
 
     @property
     def head_dim(self):
@@ -417,8 +431,38 @@ def step(block, x, state, position):
     return x[:, None], state, gamma[:, None], potential[:, None]
 
 
+# %% notebooks/07_model.ipynb#restore-basis
+def restore_basis(module, *_):
+    """Make the basis of a :class:`WithBasis` anew, where its parameters are."""
+    config, like = module.config, next(module.parameters())
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    with torch.inference_mode(False):  # a basis of that mode could not be trained with
+        basis = resonance_basis(config.resonance_basis, config.head_dim, dtype)
+        module.basis = basis.to(like.device)
+
+
+class WithBasis(torch.nn.Module):
+    """A module with a `config` and its `basis`, which no cast rounds and no move from `meta` loses.
+
+    The basis is no weight and not part of a saved model.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        basis = resonance_basis(config.resonance_basis, config.head_dim)
+        self.register_buffer("basis", basis, persistent=False)
+        self.register_load_state_dict_post_hook(restore_basis)  # with assign=True weights can move
+
+    def _apply(self, fn, recurse=True):
+        """What `to` and its like do to every tensor."""
+        super()._apply(fn, recurse)
+        restore_basis(self)
+        return self
+
+
 # %% notebooks/07_model.ipynb#block
-class Phase2Block(torch.nn.Module):
+class Phase2Block(WithBasis):
     """Memory, then a two-layer network: equation (eq-block).
 
     Attributes:
@@ -426,9 +470,8 @@ class Phase2Block(torch.nn.Module):
     """
 
     def __init__(self, config):
-        super().__init__()
-        d, heads = config.d_model, config.n_heads
-        self.config, self.fast_weight_state = config, None
+        super().__init__(config)
+        d, heads, self.fast_weight_state = config.d_model, config.n_heads, None
         self.memory_norm = torch.nn.LayerNorm(d)
         self.qkv = torch.nn.Linear(d, 3 * d, bias=False)
         self.potential = DecayPotential(d, heads, config.base_decay, config.dt)
@@ -439,8 +482,6 @@ class Phase2Block(torch.nn.Module):
         self.mlp_mix = torch.nn.Parameter(torch.full((d,), 0.5))
         self.up = torch.nn.Parameter(torch.empty(4 * d, d))
         self.down = torch.nn.Parameter(torch.empty(d, 4 * d))
-        basis = resonance_basis(config.resonance_basis, d // heads)
-        self.register_buffer("basis", basis, persistent=False)
 
     def forward(self, x, state, position, mask=None):
         """x (B, N, d_model), MemoryState, tokens read before -> x, state, Γ and V (B, N, H)."""
@@ -600,11 +641,16 @@ class Phase2State(NamedTuple):
 
     Attributes:
         layers: one MemoryState a layer.
-        position: (B,) tokens read since the reset, on the CPU.
+        position: (B,) tokens that each row has read of its present document, on the CPU.
     """
 
     layers: tuple
     position: Tensor
+
+    def detach(self):
+        """The same state without its history: for training on one piece of a text after another."""
+        layers = (MemoryState(*(x.detach() for x in layer)) for layer in self.layers)
+        return self._replace(layers=tuple(layers))
 
 
 def empty_state(config, batch, device=None, dtype=torch.float32):
@@ -673,7 +719,7 @@ def check_token(logits, layers, gammas, states):
         gammas: Γ of each layer, (B, 1, H).
 
     Raises:
-        ValueError: a memory that is not finite, or Γ that is no number.
+        ValueError: a memory that is not finite, Γ that is no number, or logits that are none.
     """
     if torch.compiler.is_compiling():  # looking at values would break the graph
         return
@@ -682,6 +728,7 @@ def check_token(logits, layers, gammas, states):
             check_finite(before.fast_weights)
             check_positive(gamma)
             check_finite(after.fast_weights)
+        raise ValueError("logits must be finite, they hold NaN or infinity (are the weights?)")
 
 
 # %% notebooks/07_model.ipynb#run
@@ -915,15 +962,6 @@ def forget(model):
         block.fast_weight_state = None
 
 
-def restore_bases(model):
-    """Make the resonance bases anew: a cast would round them, and a move from `meta` lose them."""
-    config, device = model.config, model.embedding.weight.device
-    with torch.inference_mode(False):  # bases of that mode could not be trained with
-        basis = resonance_basis(config.resonance_basis, config.head_dim, precision(model))
-        for block in model.blocks:
-            block.basis = basis.to(device)
-
-
 # %% notebooks/07_model.ipynb#predict
 def predict(
     model, input_ids, state=None, attention_mask=None, return_diagnostics=False, return_state=False
@@ -933,7 +971,8 @@ def predict(
     Args:
         model: Phase2IntegratedModel.
         input_ids: (B, N) integers below vocab_size; any N.
-        state: Phase2State to go on from; None is an empty memory.
+        state: Phase2State to go on from; None is an empty memory. Gradients flow through it, unless
+            it is `state.detach()`.
         attention_mask: (B, N), 0 for padding; other numbers tell packed documents apart, of which
             the first in a row goes on from `state`.
         return_diagnostics: also return :func:`diagnose_layers`; changes no logit.
@@ -981,18 +1020,6 @@ class Phase2IntegratedModel(torch.nn.Module):
         self.head = torch.nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.warned, self.watched = set(), False
         initialize(self)
-
-    def _apply(self, fn, recurse=True):
-        """What `to` and its like do to every tensor; bases stay exact."""
-        super()._apply(fn, recurse)
-        restore_bases(self)
-        return self
-
-    def load_state_dict(self, *args, **options):
-        """As of any module; with `assign=True` the bases follow the weights to their device."""
-        found = super().load_state_dict(*args, **options)
-        restore_bases(self)
-        return found
 
     forward = predict
     get_statistics = statistics

@@ -671,6 +671,10 @@ def prepare(model, data, settings, accelerator, folder=None):
     if not isinstance(data, TextData):
         raise TypeError(f"data must be TextData, from text_data(…), got {type(data).__name__}")
     check_run(model.config, data, settings, accelerator)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("model must have parameters to train, all of them are frozen")
+    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+        raise ValueError("model must not be of float16, in which training overflows: model.float()")
     if settings.warmup > settings.steps:
         late = f"{settings.warmup}, is longer than the run, {settings.steps} steps"
         warnings.warn(f"warmup, {late}: the learning rate does not reach its peak", stacklevel=3)

@@ -293,7 +293,10 @@ def test_any_flipped_bit_in_the_weights_is_found(model, tmp_path_factory, data):
         (lambda c: c | {"d_model": 32}, ["model.safetensors", "shape (300, 16)", "(300, 32)"]),
         (lambda c: c | {"n_layers": 3}, ["model.safetensors", "weights of 2 layers", "asks for 3"]),
         (lambda c: c | {"n_layers": 1}, ["model.safetensors", "weights of 2 layers", "asks for 1"]),
-        (lambda c: c | {"d_model": 2**40}, ["model.safetensors", "asks for (300, 1099511627776)"]),
+        (
+            lambda c: c | {"d_model": 2**40, "resonance_basis": "fourier"},
+            ["model.safetensors", "asks for (300, 1099511627776)"],
+        ),
         (lambda c: c | {"n_layers": 10**9}, ["model.safetensors", "asks for 1000000000"]),
         (lambda c: c | {"hebian_eta": 1}, ["config.json", "'hebian_eta'", "'hebbian_eta'"]),
         (lambda c: c | {"dt": "fast"}, ["config.json", "dt must be a number"]),
@@ -495,3 +498,18 @@ def test_bases_are_exact_wherever_a_model_comes_from():
     empty.load_state_dict(model.state_dict(), assign=True)
     ids = torch.randint(0, 256, (2, 600))
     assert torch.equal(empty(ids), model(ids))
+
+
+def test_tied_weights_are_saved_as_two(tmp_path):
+    model = create_phase2_model(d_model=16, n_layers=1, n_heads=1)
+    model.head.weight = model.embedding.weight
+    save_pretrained(model, tmp_path)
+    ids = torch.randint(0, 256, (1, 20))
+    assert torch.equal(from_pretrained(tmp_path)(ids), model.eval()(ids))
+
+
+def test_weights_that_the_configuration_does_not_know(tmp_path):
+    model = create_phase2_model(d_model=16, n_layers=1, n_heads=1)
+    model.blocks[0].qkv = torch.nn.Sequential(model.blocks[0].qkv)  # as an adapter does
+    with pytest.raises(ValueError, match="other weights than its configuration: blocks.0.qkv"):
+        save_pretrained(model, tmp_path)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from phase2.checkpoints import from_pretrained  # noqa: E402
+from phase2.checkpoints import from_pretrained, save_pretrained  # noqa: E402
 from phase2.cli import app, train  # noqa: E402
 from phase2.inference import evaluate, generate  # noqa: E402
 
@@ -110,7 +111,7 @@ def test_version_and_module():
 def test_training_needs_text(text, tmp_path):
     assert "give at least one text file" in phase2("train", "--out", tmp_path, code=2)
     said = phase2("train", "--resume", "--out", tmp_path / "typo", code=2)
-    assert "there is no run in" in said and "typo" in said
+    assert "typo" in said and "options.json of a run to resume is missing" in said
     said = phase2("train", "--text", text, "--vocab-size", 300, "--out", tmp_path, code=1)
     assert "vocab_size is for tokenizer='bpe', got 300" in said
 
@@ -192,7 +193,7 @@ def test_generate_streams_what_the_package_generates(run):
 
 def test_generate_without_a_prompt_is_a_session(run):
     said = phase2("generate", run, "--max-tokens", 5, input="7 squared\nquit\n")
-    assert said.count("> ") == 2
+    assert said and not said.startswith("> ")  # no prompt in a pipe
 
 
 def test_evaluate_prints_what_the_package_measures(run, text):
@@ -377,3 +378,15 @@ def test_paths_may_be_strings_in_the_context(tmp_path):
     context = SimpleNamespace(params=params, get_parameter_source=lambda name: given)
     train(context, text=[text], out=out)
     assert (out / "model.safetensors").exists()
+
+
+def test_scores_that_are_no_numbers_are_null_in_json(run, text, tmp_path):
+    model = from_pretrained(run)
+    with torch.no_grad():
+        model.head.weight[0] = math.nan
+    save_pretrained(model, tmp_path / "broken")
+    scores = json.loads(phase2("evaluate", tmp_path / "broken", "--text", text, "--json"))
+    assert scores["loss"] is None and scores["tokens"] == len(TEXT.encode()) - 1
+    options = ["--prompt", "a", "--temperature", 0]
+    said = phase2("generate", tmp_path / "broken", *options, code=1)
+    assert "logits must be finite" in said

@@ -527,3 +527,9 @@ def test_lines_of_other_systems(model):
         session(model, [line + end for line in lines], max_new_tokens=12) for end in ("", "\r")
     )
     assert theirs == ours
+
+
+def test_rows_that_are_not_there_and_tokens_that_are_none(model):
+    assert generate(model, torch.zeros(0, 4, dtype=torch.long), 5).shape == (0, 9)
+    with pytest.raises(ValueError, match="stop_token must be an integer from 0 to 255, got 999"):
+        generate(model, torch.zeros(1, 4, dtype=torch.long), 5, stop_token=999)

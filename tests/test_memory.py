@@ -222,7 +222,9 @@ def test_a_large_half_precision_state_is_finite():
 
 def test_a_mask_of_another_shape_is_refused():
     tokens, rates = torch.randn(3, 2, 4, 1, 8), torch.full((3, 2, 4, 1), 0.1)
-    with pytest.raises(ValueError, match=r"mask must have shape \(2, 4\), got \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"mask must have shape \(2, 4\) of torch.bool, got \(4,\)"
+    ):
         memory_chunked(*tokens, *rates, mask=torch.ones(4, dtype=torch.bool))
 
 
@@ -260,3 +262,11 @@ def test_a_chunk_size_below_one_is_refused(size):
         ValueError, match=f"chunk_size must be an integer of at least 1, got {size}"
     ):
         memory_chunked(*tensors, state=state, chunk_size=size)
+
+
+def test_a_mask_of_numbers_and_a_size_that_is_none_are_refused():
+    tokens, rates = torch.randn(3, 1, 4, 1, 8), torch.full((3, 1, 4, 1), 0.1)
+    with pytest.raises(ValueError, match="of torch.bool, got .* of torch.int64"):
+        memory_chunked(*tokens, *rates, mask=torch.full((1, 4), 2))
+    with pytest.raises(ValueError, match="chunk_size must be an integer of at least 1, got 2.5"):
+        memory_chunked(*tokens, *rates, chunk_size=2.5)

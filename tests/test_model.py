@@ -512,3 +512,47 @@ def test_rates_keep_their_digits_above_a_high_floor():
     exact = torch.nn.functional.softplus(torch.tensor([-9.0, -8.0]))
     torch.testing.assert_close(potential[0, 0], exact, rtol=1e-2, atol=0)
     assert gamma.dtype == torch.float32
+
+
+def test_a_state_without_its_history_cuts_the_gradient():
+    model, ids = tiny(), tokens(1, 20)
+    _, state = model(ids, return_state=True)
+    cut = state.detach()
+    assert torch.equal(cut.position, state.position)
+    for layer, other in zip(state.layers, cut.layers, strict=True):
+        assert all(map(torch.equal, layer, other))
+        assert not any(x.requires_grad for x in other) and layer.fast_weights.requires_grad
+    for _ in range(2):  # truncated backpropagation through time
+        logits, state = model(ids, state=state.detach(), return_state=True)
+        logits.sum().backward()
+
+
+def test_the_bases_of_a_part_of_something_larger_stay_exact():
+    weights = {f"0.{name}": weight for name, weight in tiny().state_dict().items()}
+    with torch.device("meta"):
+        whole = torch.nn.Sequential(tiny())
+    whole.load_state_dict(weights, assign=True)
+    exact, ids = tiny().blocks[0].basis, tokens(1, 20)
+    assert torch.equal(whole[0].blocks[1].basis, exact)
+    assert torch.equal(whole(ids), tiny()(ids))
+    wide = {name: weight.double() for name, weight in weights.items()}
+    whole.load_state_dict(wide, assign=True)
+    assert whole[0].blocks[0].basis.dtype == torch.float64
+    model = tiny()
+    model.blocks.bfloat16(), model.blocks.float()  # the weights are rounded
+    assert torch.equal(model.blocks[0].basis, exact)  # the bases are not
+
+
+@pytest.mark.parametrize("part", ["head", "last network"])
+def test_logits_that_are_no_numbers_are_refused_at_the_first_token(part):
+    model = tiny()
+    with torch.no_grad():
+        (model.head.weight if part == "head" else model.blocks[-1].up)[0] = math.nan
+    with pytest.raises(ValueError, match="logits must be finite"):
+        model(tokens(1, 1))
+
+
+def test_a_width_without_tabulated_zeros_is_refused_where_it_is_written():
+    with pytest.raises(ValueError, match="d_model must be at most 512 times n_heads = 2 with"):
+        Phase2Config(d_model=2048, n_heads=2)
+    assert Phase2Config(d_model=2048, n_heads=2, resonance_basis="fourier").head_dim == 1024

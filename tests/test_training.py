@@ -854,3 +854,10 @@ def test_windows_are_counted_from_either_end():
             windows[index]
     with pytest.raises(ValueError, match="n_seq must be an integer of at least 1, got 0"):
         TextWindows(torch.arange(21), 0)
+
+
+def test_a_model_that_cannot_be_trained_is_refused():
+    with pytest.raises(ValueError, match="must not be of float16"):
+        train(tiny().half(), DATA, **RUN)
+    with pytest.raises(ValueError, match="all of them are frozen"):
+        train(tiny().requires_grad_(False), DATA, **RUN)
