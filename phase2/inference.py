@@ -3,6 +3,7 @@
 
 import math
 import os
+from collections.abc import Iterable
 from itertools import chain, count, groupby
 
 import torch
@@ -347,8 +348,8 @@ def generate_text(model, prompts, max_new_tokens, **options):
     """
     if taken := options.keys() & {"return_state", "attention_mask"}:
         raise TypeError(f"generate_text takes and gives text alone: {min(taken)} is of generate")
-    if not isinstance(prompts, str | bytes | list | tuple):
-        raise TypeError(f"prompts must be str, bytes or a list, got {type(prompts).__name__}")
+    if not isinstance(prompts, Iterable):
+        raise TypeError(f"prompts must be str, bytes or several, got {type(prompts).__name__}")
     tokenizer, alone = tokenizer_of(model), isinstance(prompts, str | bytes)
     prompts = [tokenizer.encode(text) for text in ([prompts] if alone else prompts)]
     ids, mask = (x.to(model.embedding.weight.device) for x in pad_left(prompts))

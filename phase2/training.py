@@ -16,6 +16,7 @@ import sys
 import threading
 import warnings
 import zipfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -231,10 +232,11 @@ def read_documents(texts):
         ValueError: there is no text, or a text that is the name of a file.
     """
     kinds = str | bytes | bytearray | os.PathLike
-    texts = list(texts) if isinstance(texts, list | tuple) else [texts]
+    several = isinstance(texts, Iterable) and not isinstance(texts, kinds)
+    texts = list(texts) if several else [texts]
     for text in texts:
         if not isinstance(text, kinds):
-            raise TypeError(f"texts must be str, bytes, Path or a list, got {type(text).__name__}")
+            raise TypeError(f"texts must be str, bytes, Path or several, got {type(text).__name__}")
         if isinstance(text, str) and len(text) < 1000 and os.path.isfile(text):
             raise ValueError(f"{text!r} is the text itself; to read that file, give a Path")
     texts = [text.encode() if isinstance(text, str) else text for text in texts]

@@ -341,7 +341,7 @@ def test_prompts_stay_on_their_device():
 
 
 def test_a_path_is_no_prompt(model):
-    with pytest.raises(TypeError, match="prompts must be str, bytes or a list, got PosixPath"):
+    with pytest.raises(TypeError, match="prompts must be str, bytes or several, got PosixPath"):
         generate_text(model, Path("a.txt"), 3)
 
 

@@ -837,8 +837,10 @@ def test_a_warm_up_longer_than_the_run_is_said():
 
 def test_texts_that_are_none_and_sizes_without_byte_pairs():
     for texts in (None, torch.zeros(3), [1]):
-        with pytest.raises(TypeError, match="texts must be str, bytes, Path or a list, got"):
+        with pytest.raises(TypeError, match="texts must be str, bytes, Path or several, got"):
             text_data(texts)
+    whole = text_data([TEXT, TEXT])
+    assert torch.equal(text_data(text for text in [TEXT, TEXT]).train.ids, whole.train.ids)
     with pytest.raises(ValueError, match="vocab_size is for tokenizer='bpe', got 512"):
         text_data(TEXT, vocab_size=512)
     with pytest.raises(ValueError, match="vocab_size must be above 257"):
