@@ -361,8 +361,12 @@ def load(cls, path):
 
 # %% notebooks/11_checkpoints.ipynb#api
 def uncompiled(model):
-    """A model without what torch.compile puts around it."""
-    return getattr(model, "_orig_mod", model)
+    """A model without what torch.compile puts around it; TypeError if it is none of ours."""
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, Phase2IntegratedModel):
+        kind = type(model).__name__
+        raise TypeError(f"model must be a Phase2IntegratedModel, compiled or not, got {kind}")
+    return model
 
 
 def to_hub(model, tokenizer=None):
@@ -394,7 +398,7 @@ def save_pretrained(model, folder, tokenizer=None, **options):
         None, or what the mixin says of the repository it pushed to.
 
     Raises:
-        TypeError: another tokenizer, which cannot be saved; or no such option.
+        TypeError: another model or tokenizer, which cannot be saved; or no such option.
         ValueError: the tokenizer has more tokens than the model knows, or the model other weights
             than its configuration.
     """

@@ -672,6 +672,9 @@ def prepare(model, data, settings, accelerator, folder=None):
     """A Run at step 0: the model on its device, AdamW over its groups."""
     if not isinstance(data, TextData):
         raise TypeError(f"data must be TextData, from text_data(…), got {type(data).__name__}")
+    if not hasattr(model, "config"):  # such as one inside of DataParallel
+        kind = type(model).__name__
+        raise TypeError(f"model must be a Phase2IntegratedModel, got {kind}; see torchrun")
     check_run(model.config, data, settings, accelerator)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("model must have parameters to train, all of them are frozen")

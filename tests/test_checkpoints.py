@@ -513,3 +513,9 @@ def test_weights_that_the_configuration_does_not_know(tmp_path):
     model.blocks[0].qkv = torch.nn.Sequential(model.blocks[0].qkv)  # as an adapter does
     with pytest.raises(ValueError, match="other weights than its configuration: blocks.0.qkv"):
         save_pretrained(model, tmp_path)
+
+
+def test_what_is_around_a_model_is_not_saved(tmp_path):
+    model = torch.nn.DataParallel(create_phase2_model(d_model=16, n_layers=1, n_heads=1))
+    with pytest.raises(TypeError, match="must be a Phase2IntegratedModel, .* got DataParallel"):
+        save_pretrained(model, tmp_path)

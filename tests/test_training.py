@@ -861,5 +861,7 @@ def test_windows_are_counted_from_either_end():
 def test_a_model_that_cannot_be_trained_is_refused():
     with pytest.raises(ValueError, match="must not be of float16"):
         train(tiny().half(), DATA, **RUN)
+    with pytest.raises(TypeError, match="must be a Phase2IntegratedModel, got DataParallel"):
+        train(torch.nn.DataParallel(tiny()), DATA, **RUN)
     with pytest.raises(ValueError, match="all of them are frozen"):
         train(tiny().requires_grad_(False), DATA, **RUN)
