@@ -397,7 +397,8 @@ def diagnose(
         if path.is_dir():
             raise IsADirectoryError(21, "is a folder, not a file", str(path))
     files = [("--out", out), *([("--json", numbers)] if numbers else [])]
-    own = (Path(checkpoint) / name for name in ("", CONFIG, MODEL, TOKENIZER, CHECKPOINT, HISTORY))
+    names = ("", CONFIG, MODEL, TOKENIZER, CHECKPOINT, HISTORY, OPTIONS)
+    own = (Path(checkpoint) / name for name in names)
     taken = {path.resolve(): "those of the checkpoint" for path in own}
     taken |= {path.resolve(): "--text" for path in text}
     for option, path in files:

@@ -165,18 +165,10 @@ def test_a_request_to_terminate_saves_too(tmp_path):
     assert read_torch(tmp_path / "training.pt")["step"] == 3
 
 
-def test_a_second_ctrl_c_stops_at_once():
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_ctrl_c_after_it_stops_at_once(first):
     def on_step(entry):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny(), DATA, **RUN, on_step=on_step)
-
-
-def test_a_ctrl_c_after_a_request_to_terminate_stops_at_once():
-    def on_step(entry):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), first)
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
