@@ -191,13 +191,13 @@ def token(q, k, v, gamma, potential, eta, state, dt):
     v_eta = eta[..., None] * v
     weights.addcmul_(k[..., None], v_eta[..., None, :])
     y = (weights * q[..., None]).sum(-2)  # not a product, which autocast would round
-    with torch.no_grad():
-        strength = torch.linalg.vector_norm(v_eta, dim=-1)  # s = η ‖v‖, (B, H)
-        bound = torch.addcmul(strength, kept, state.bound)
-        incoherent = torch.addcmul(strength * strength, kept * kept, state.incoherent)
+    kept = kept.detach()
+    strength = torch.linalg.vector_norm(v_eta.detach(), dim=-1)  # s = η ‖v‖, (B, H)
+    bound = torch.addcmul(strength, kept, state.bound)
+    incoherent = torch.addcmul(strength * strength, kept * kept, state.incoherent)
     faded, turned = state.faded + decay, state.turned + angle
-    limits = {"bound": bound, "incoherent": incoherent, "faded": faded, "turned": turned}
-    return y, gamma, state._replace(fast_weights=weights, **limits)
+    now = weights, state.earlier, faded, turned, bound, incoherent
+    return y, gamma, MemoryState(*now, *state[len(now) :])
 
 
 # %% notebooks/06_consolidation.ipynb#look

@@ -46,9 +46,13 @@ __all__ = [
     "row_ends",
     "look_back",
     "FeedForward",
+    "PART",
+    "FEW",
+    "shared",
+    "linear",
+    "Linear",
     "network",
     "feed_forward",
-    "head_norm",
     "step",
     "restore_basis",
     "WithBasis",
@@ -368,10 +372,45 @@ class FeedForward(torch.autograd.Function):
         return *blend_back(dmixed, *inputs), None, dup, ddown
 
 
+# %% notebooks/07_model.ipynb#linear
+PART = 64  # rows of a weight that one thread reads at a time
+FEW = 64  # rows of x up to which reading the weight is what a product costs
+
+
+def shared(x, weight):
+    """Is x Wᵀ better read in parts by all threads?"""
+    if x.numel() > FEW * x.shape[-1] or weight.shape[0] % PART or weight.numel() < 2**16:
+        return False
+    if x.dtype != torch.float32 or not x.is_cpu or torch.get_num_threads() == 1:
+        return False
+    return not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+
+
+def linear(x, weight):
+    """x Wᵀ: (…, d) and (n, d) -> (…, n)."""
+    if not shared(x, weight):
+        return F.linear(x, weight)
+    n, d = weight.shape
+    parts, rows = weight.reshape(-1, PART, d), x.reshape(-1, d)
+    y = torch.bmm(rows.expand(n // PART, *rows.shape), parts.mT)  # (n / PART, rows, PART)
+    return y.transpose(0, 1).reshape(*x.shape[:-1], n)
+
+
+class Linear(torch.nn.Linear):
+    """`torch.nn.Linear` without bias, by :func:`linear`."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x):
+        """x (…, inputs) -> (…, outputs)."""
+        return linear(x, self.weight)
+
+
 # %% notebooks/07_model.ipynb#feed-forward
 def network(x, up, down):
     """relu(x W↑ᵀ)² W↓ᵀ of single tokens, (…, d)."""
-    return F.linear(F.linear(x, up).relu_().square(), down)
+    return linear(linear(x, up).relu_().square(), down)
 
 
 def feed_forward(x, mix, up, down, last, mask=None):
@@ -398,14 +437,6 @@ def feed_forward(x, mix, up, down, last, mask=None):
 
 
 # %% notebooks/07_model.ipynb#step
-def head_norm(y):
-    """`F.layer_norm` over the last axis, for a few short rows."""
-    if not len(y):  # of which there is no variance
-        return y
-    var, mean = torch.var_mean(y, -1, correction=0, keepdim=True)
-    return (y - mean) * torch.rsqrt(var + 1e-5)
-
-
 def step(block, x, state, position):
     """What :meth:`Phase2Block.forward` does with a single token, (B, 1, d_model), unchecked.
 
@@ -413,7 +444,8 @@ def step(block, x, state, position):
         x, state, Γ and V (B, 1, H), as there.
     """
     config, wide = block.config, torch.promote_types(x.dtype, torch.float32)
-    h, x = block.memory_norm(x)[:, 0], x[:, 0]  # (B, d)
+    x = x[:, 0]  # (B, d)
+    h = block.memory_norm(x)
     q, k, v = (x.to(wide) for x in project(block, h))  # (B, H, D)
     potential, gamma = block.potential(h)  # (B, H)
     eta = learning_rate(block.eta(h).to(wide), config.hebbian_eta)
@@ -422,7 +454,7 @@ def step(block, x, state, position):
     key = torch.lerp(k, state.last_key, block.key_mix.to(wide))
     key = key / torch.linalg.vector_norm(key, dim=-1, keepdim=True).clamp_min(SHORTEST)
     y, gamma, state = token(q, key, v, gamma, potential, eta, state, config.dt)
-    y = head_norm(y).to(x.dtype)
+    y = F.layer_norm(y, y.shape[-1:]).to(x.dtype)
     x = x + block.out(y.flatten(1))
     f = block.mlp_norm(x)
     mixed = torch.lerp(f, state.last_input.to(f.dtype), block.mlp_mix.to(f.dtype))
@@ -473,11 +505,11 @@ class Phase2Block(WithBasis):
         super().__init__(config)
         d, heads, self.fast_weight_state = config.d_model, config.n_heads, None
         self.memory_norm = torch.nn.LayerNorm(d)
-        self.qkv = torch.nn.Linear(d, 3 * d, bias=False)
+        self.qkv = Linear(d, 3 * d)
         self.potential = DecayPotential(d, heads, config.base_decay, config.dt)
         self.eta = torch.nn.Linear(d, heads)
         self.key_mix = torch.nn.Parameter(torch.full((heads, d // heads), 0.5))
-        self.out = torch.nn.Linear(d, d, bias=False)
+        self.out = Linear(d, d)
         self.mlp_norm = torch.nn.LayerNorm(d)
         self.mlp_mix = torch.nn.Parameter(torch.full((d,), 0.5))
         self.up = torch.nn.Parameter(torch.empty(4 * d, d))
@@ -1017,7 +1049,7 @@ class Phase2IntegratedModel(torch.nn.Module):
         self.embedding = torch.nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = torch.nn.ModuleList(Phase2Block(config) for _ in range(config.n_layers))
         self.norm = torch.nn.LayerNorm(config.d_model)
-        self.head = torch.nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = Linear(config.d_model, config.vocab_size)
         self.warned, self.watched = set(), False
         initialize(self)
 

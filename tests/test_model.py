@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from phase2 import Phase2Config, Phase2IntegratedModel, create_phase2_model
 from phase2.decay import DecayPotential, half_life, propagator
-from phase2.model import PRESETS, empty_state, plan
+from phase2.model import FEW, PART, PRESETS, Linear, empty_state, linear, plan, shared
 from phase2.snr import select
 
 TINY = dict(vocab_size=40, d_model=16, n_layers=2, n_heads=2, consolidate_every=8)
@@ -281,6 +281,54 @@ def test_single_tokens_equal_a_sequence_in_bfloat16(half):
             found.append(logits.float())
     error = (torch.cat(found, 1) - whole).norm() / whole.norm()
     assert error < 0.03
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 3), (0,), (2, 0), (FEW,), (FEW + 1,)])
+@pytest.mark.parametrize("laid_out", ["by rows", "by columns"])
+def test_threads_share_a_product(two_threads, shape, laid_out):
+    x, weight = torch.randn(*shape, 256), torch.randn(256, 320).T
+    weight = weight.contiguous() if laid_out == "by rows" else weight
+    assert shared(x, weight) == (math.prod(shape) <= FEW)
+    inputs, exact = (
+        [w.to(dtype).requires_grad_() for w in (x, weight)] for dtype in (torch.float32, torch.float64)
+    )
+    y, expected = linear(*inputs), exact[0] @ exact[1].T
+    torch.testing.assert_close(y, expected.float(), atol=1e-4, rtol=1e-5)
+    found, wanted = (
+        torch.autograd.grad(weigh(out), of) for out, of in ((y, inputs), (expected.float(), exact))
+    )
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_products_that_threads_do_not_share(two_threads):
+    x, weight = torch.randn(1, 256), torch.randn(320, 256)
+    assert shared(x, weight)
+    assert not shared(x, weight[: 4 * PART - 1])  # not in whole parts
+    assert not shared(x, weight[:PART])  # too small to be worth it
+    assert not shared(x.double(), weight.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not shared(x, weight)
+        assert linear(x, weight).dtype == torch.bfloat16
+    torch.set_num_threads(1)
+    assert not shared(x, weight)
+
+
+def test_single_tokens_equal_a_sequence_with_threads(two_threads):
+    model, text, state, found = tiny(d_model=256), tokens(3, 20), None, []
+    assert isinstance(model.head, Linear)
+    with torch.no_grad():
+        for t in range(20):
+            logits, state = model(text[:, t : t + 1], state=state, return_state=True)
+            found.append(logits)
+        torch.testing.assert_close(torch.cat(found, 1), model(text), atol=1e-4, rtol=1e-4)
 
 
 def test_a_block_can_be_hooked():
