@@ -379,11 +379,12 @@ FEW = 64  # rows of x up to which reading the weight is what a product costs
 
 def shared(x, weight):
     """Is x Wᵀ better read in parts by all threads?"""
-    if x.numel() > FEW * x.shape[-1] or weight.shape[0] % PART or weight.numel() < 2**16:
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     if x.dtype != torch.float32 or not x.is_cpu or torch.get_num_threads() == 1:
         return False
-    return not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    few = x.numel() <= FEW * x.shape[-1]
+    return few and weight.numel() >= 2**16 and weight.shape[0] % PART == 0
 
 
 def linear(x, weight):

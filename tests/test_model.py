@@ -297,7 +297,8 @@ def test_threads_share_a_product(two_threads, shape, laid_out):
     weight = weight.contiguous() if laid_out == "by rows" else weight
     assert shared(x, weight) == (math.prod(shape) <= FEW)
     inputs, exact = (
-        [w.to(dtype).requires_grad_() for w in (x, weight)] for dtype in (torch.float32, torch.float64)
+        [w.to(dtype).requires_grad_() for w in (x, weight)]
+        for dtype in (torch.float32, torch.float64)
     )
     y, expected = linear(*inputs), exact[0] @ exact[1].T
     torch.testing.assert_close(y, expected.float(), atol=1e-4, rtol=1e-5)
@@ -317,6 +318,8 @@ def test_products_that_threads_do_not_share(two_threads):
     with torch.autocast("cpu", torch.bfloat16):
         assert not shared(x, weight)
         assert linear(x, weight).dtype == torch.bfloat16
+    whole = torch.compile(linear, backend="eager", fullgraph=True)  # raises if it must be cut
+    torch.testing.assert_close(whole(x, weight), linear(x, weight), atol=1e-4, rtol=1e-5)
     torch.set_num_threads(1)
     assert not shared(x, weight)
 
