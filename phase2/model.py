@@ -379,12 +379,13 @@ FEW = 64  # rows of x up to which reading the weight is what a product costs
 
 def shared(x, weight):
     """Is x Wᵀ better read in parts by all threads?"""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-        return False
-    if x.dtype != torch.float32 or not x.is_cpu or torch.get_num_threads() == 1:
+    if x.dtype != torch.float32 or not x.is_cpu or torch.is_autocast_enabled("cpu"):
         return False
     few = x.numel() <= FEW * x.shape[-1]
-    return few and weight.numel() >= 2**16 and weight.shape[0] % PART == 0
+    if not few or weight.numel() < 2**16 or weight.shape[0] % PART:
+        return False
+    # in this order, for a compiler cannot go on where the number of threads is asked for
+    return torch.compiler.is_compiling() or torch.get_num_threads() > 1
 
 
 def linear(x, weight):
