@@ -393,7 +393,7 @@ def linear(x, weight):
     if not shared(x, weight):
         return F.linear(x, weight)
     n, d = weight.shape
-    parts, rows = weight.reshape(-1, PART, d), x.reshape(-1, d)
+    parts, rows = weight.view(-1, PART, d), x.reshape(-1, d)
     y = torch.bmm(rows.expand(n // PART, *rows.shape), parts.mT)  # (n / PART, rows, PART)
     return y.transpose(0, 1).reshape(*x.shape[:-1], n)
 

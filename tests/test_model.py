@@ -283,6 +283,14 @@ def test_single_tokens_equal_a_sequence_in_bfloat16(half):
     assert error < 0.03
 
 
+@pytest.mark.parametrize("length", [1, 5])
+def test_what_is_measured_has_no_gradient(length):
+    _, state = tiny()(tokens(2, length), return_state=True)
+    for layer in state.layers:
+        assert layer.fast_weights.requires_grad
+        assert not layer.bound.requires_grad and not layer.incoherent.requires_grad
+
+
 @pytest.fixture
 def two_threads():
     torch.set_num_threads(2)
@@ -312,7 +320,7 @@ def test_threads_share_a_product(two_threads, shape, laid_out):
 def test_products_that_threads_do_not_share(two_threads):
     x, weight = torch.randn(1, 256), torch.randn(320, 256)
     assert shared(x, weight)
-    assert not shared(x, weight[: 4 * PART - 1])  # not in whole parts
+    assert not shared(x, weight[: 5 * PART - 1])  # not in whole parts
     assert not shared(x, weight[:PART])  # too small to be worth it
     assert not shared(x.double(), weight.double())
     with torch.autocast("cpu", torch.bfloat16):
