@@ -77,6 +77,7 @@ EXPLAINED = {
     },
     "snr.TINY: 1e-30 -> 2e-30": "any number that is not zero, for an empty memory",
     "model.SHORTEST: 1e-12 -> 2e-12": "any number far below the length of a key",
+    "model.FEW: 64 -> 128": "changes the speed, not the result",
     "model.blend_back: previous(x, last, first).sub_(x).mul_(dmixed).sum((0, 1)) -> "
     "previous(x, last, first).sub_(x).mul_(dmixed)": "autograd sums to the shape of the input",
 }
