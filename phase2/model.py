@@ -446,8 +446,7 @@ def step(block, x, state, position):
         x, state, Γ and V (B, 1, H), as there.
     """
     config, wide = block.config, torch.promote_types(x.dtype, torch.float32)
-    x = x[:, 0]  # (B, d)
-    h = block.memory_norm(x)
+    h, x = block.memory_norm(x)[:, 0], x[:, 0]  # (B, d)
     q, k, v = (x.to(wide) for x in project(block, h))  # (B, H, D)
     potential, gamma = block.potential(h)  # (B, H)
     eta = learning_rate(block.eta(h).to(wide), config.hebbian_eta)
