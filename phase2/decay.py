@@ -221,7 +221,8 @@ def warn_overdamped(gamma, potential):
     if ratio > OVERDAMPED:
         warn_caller(
             f"Overdamped system detected: Γ/|V| = {ratio:.2f} (up to {OVERDAMPED:g} is fine). "
-            "Lower base_decay, or the learning rate of the optimizer if training has led here.",
+            "Lower base_decay (or gamma_adjust_rate, if the controller adds to Γ), or the learning "
+            "rate of the optimizer if training has led here.",
             OverdampedWarning,
         )
     return ratio > OVERDAMPED

@@ -290,7 +290,7 @@ class LookBack(torch.autograd.Function):
         unit = blend(k, mix, last, first)
         length = torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
         shortest = max(SHORTEST, torch.finfo(k.dtype).tiny)
-        scale = torch.where(length > shortest, 1 / length, 0)
+        scale = 1 / F.threshold(length, shortest, math.inf)
         ctx.save_for_backward(k, mix, last, first, unit.mul_(scale), scale)
         return unit
 
@@ -453,7 +453,7 @@ def step(block, x, state, position):
     if position and position % config.consolidate_every == 0:
         state = consolidate(state, block.basis, config)
     key = torch.lerp(k, state.last_key, block.key_mix.to(wide))
-    key = key / torch.linalg.vector_norm(key, dim=-1, keepdim=True).clamp_min(SHORTEST)
+    key = key / F.threshold(torch.linalg.vector_norm(key, dim=-1, keepdim=True), SHORTEST, math.inf)
     y, gamma, state = token(q, key, v, gamma, potential, eta, state, config.dt)
     y = F.layer_norm(y, y.shape[-1:]).to(x.dtype)
     x = x + block.out(y.flatten(1))

@@ -283,6 +283,20 @@ def test_single_tokens_equal_a_sequence_in_bfloat16(half):
     assert error < 0.03
 
 
+@pytest.mark.parametrize("size", [1e-20, 1e-13, 1e-9])
+def test_keys_too_short_to_count_are_those_of_a_sequence(size):
+    model, text, state, found = tiny(), tokens(2, 12), None, []
+    with torch.no_grad():
+        for block in model.blocks:
+            block.qkv.weight[16:32] *= size
+        whole = model(text)
+        for t in range(12):
+            logits, state = model(text[:, t : t + 1], state=state, return_state=True)
+            found.append(logits)
+    torch.testing.assert_close(torch.cat(found, 1), whole, atol=1e-5, rtol=0)
+    assert state.layers[0].fast_weights.any() == (size == 1e-9)
+
+
 @pytest.mark.parametrize("length", [1, 5])
 def test_what_is_measured_has_no_gradient(length):
     _, state = tiny()(tokens(2, length), return_state=True)
