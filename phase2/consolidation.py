@@ -161,7 +161,7 @@ def stretch(q, k, v, gamma, potential, eta, state, config, mask):
     if mask is not None:  # where there is no token, nothing fades, turns or is written
         decay, angle, eta = (x * mask[..., None] for x in (decay, angle, eta))
     with torch.no_grad():
-        # s = η ‖k‖ ‖v‖ with ‖k‖ = 1; where it is 0 this is above what is written
+        # of writes, η ‖k‖ ‖v‖ with ‖k‖ = 1; where that is 0 this is above what is written
         strength = eta * torch.linalg.vector_norm(v, dim=-1, dtype=eta.dtype)  # (B, T, H)
         bound, incoherent = running_bound(state.bound, state.incoherent, strength, decay)
     faded, turned = state.faded + decay.sum(1), state.turned + angle.sum(1)
@@ -192,7 +192,7 @@ def token(q, k, v, gamma, potential, eta, state, dt):
     weights.addcmul_(k[..., None], v_eta[..., None, :])
     y = (weights * q[..., None]).sum(-2)  # not a product, which autocast would round
     kept = kept.detach()
-    strength = torch.linalg.vector_norm(v_eta.detach(), dim=-1)  # s = η ‖v‖, (B, H)
+    strength = torch.linalg.vector_norm(v_eta.detach(), dim=-1)  # η ‖v‖, (B, H)
     bound = torch.addcmul(strength, kept, state.bound)
     incoherent = torch.addcmul(strength * strength, kept * kept, state.incoherent)
     faded, turned = state.faded + decay, state.turned + angle

@@ -83,14 +83,15 @@ def iss_bound(time, size, gamma_min, strength_max, dt=1.0):
     """Ceiling of ‖W‖ from the slowest decay and the strongest write alone: equation (eq-iss).
 
     Args:
-        time: t, time since the memory had the size `size`; a float or a tensor.
+        time: t dt, time since the memory had the size `size`; a float or a tensor.
         size: ‖W_0‖.
         gamma_min: smallest Γ > 0, 1 / time.
         strength_max: largest s = η ‖k‖ ‖v‖.
         dt: time between two tokens.
 
     Returns:
-        e^{−Γ_min t} ‖W_0‖ + s_max / (1 − e^{−Γ_min dt}), of the broadcast shape of the arguments.
+        e^{−Γ_min t dt} ‖W_0‖ + s_max / (1 − e^{−Γ_min dt}), of the shape that the
+        arguments broadcast to.
     """
     gamma_min = torch.as_tensor(gamma_min)
     return torch.exp(-gamma_min * time) * size - strength_max / torch.expm1(-gamma_min * dt)
@@ -141,7 +142,7 @@ def stability_metrics(energy, last_energy, elapsed, bound, coherence, gamma_shif
     """The state of stability in plain numbers: equation (eq-monitor).
 
     Args:
-        energy, last_energy: E now and at the last look, (B, H).
+        energy, last_energy: E now, and as the last look left it, (B, H).
         elapsed: Δt > 0, time since the last look; a float or a tensor broadcastable to (B, H).
         bound: b now, (B, H).
         coherence: c, (B, H).
@@ -177,7 +178,8 @@ def violated(energy, last_energy, coherence, last_coherence):
 
     Args:
         energy, coherence: E and c at the end of a stretch, (B, H).
-        last_energy, last_coherence: the same one stretch earlier, zero if there was none.
+        last_energy, last_coherence: E as the last look left it, and c of the stretch before that
+            look; both zero if there was none.
 
     Returns:
         Boolean (B, H).
