@@ -33,6 +33,7 @@ from phase2.stability import coherence, controller, energy, restart, running_bou
 __all__ = [
     "MemoryState",
     "empty_memory",
+    "given_memory",
     "coherence_of",
     "consolidate",
     "stretch",
@@ -55,6 +56,7 @@ __all__ = [
     "choose",
     "pass_through",
     "TOGETHER",
+    "is_empty",
     "remember",
 ]
 
@@ -104,6 +106,22 @@ def empty_memory(batch, heads, dim, device=None, dtype=torch.float32):
     return MemoryState(weights, weights, *[zero] * 7, torch.ones_like(zero), *last)
 
 
+def given_memory(fast_weights):
+    """The state of a memory that is given, as if it had just been looked at.
+
+    Args:
+        fast_weights: W, (B, H, D, D); for a memory that is learned, say.
+
+    Returns:
+        MemoryState.
+    """
+    batch, heads, dim, _ = fast_weights.shape
+    empty = empty_memory(batch, heads, dim, fast_weights.device, fast_weights.dtype)
+    bound, incoherent = restart(fast_weights.detach())
+    limits = {"bound": bound, "incoherent": incoherent, "last_energy": incoherent}
+    return empty._replace(fast_weights=fast_weights, earlier=fast_weights, **limits)
+
+
 # %% notebooks/06_consolidation.ipynb#coherence-of
 def coherence_of(state):
     """:func:`~phase2.stability.coherence` of a memory as it is, without gradient: (B, H)."""
@@ -126,6 +144,7 @@ def consolidate(state, basis, config):
     """
     carried = evolve(state.earlier, state.faded, state.turned)
     written = state.fast_weights - carried
+    wrote = energy(written) > (64 * torch.finfo(written.dtype).eps) ** 2 * energy(carried)
     written, share = select(written, config.snr_threshold, config.snr_gamma_boost)
     weights = carried + written
     if basis is not None:
@@ -143,7 +162,7 @@ def consolidate(state, basis, config):
         last_energy=incoherent,
         last_coherence=alike,
         gamma_shift=controller(alike, config.gamma_adjust_rate),
-        eta_scale=1 + config.snr_eta_boost * share,
+        eta_scale=1 + config.snr_eta_boost * share * wrote,  # what is but rounding has no share
     )
 
 
@@ -154,7 +173,7 @@ def stretch(q, k, v, gamma, potential, eta, state, config, mask):
     Shapes as in :func:`remember`; returns y, Γ as it was in force, and the new state.
     """
     gamma = gamma + state.gamma_shift[:, None]  # (B, T, H)
-    eta = eta * state.eta_scale[:, None]
+    eta, potential = eta * state.eta_scale[:, None], potential.to(gamma.dtype)
     rates, dt = (gamma, potential, eta), config.dt
     y, weights = memory_chunked(q, k, v, *rates, dt, state.fast_weights, mask)
     decay, angle = gamma * dt, potential * dt
@@ -231,8 +250,9 @@ def apart(x, count):
 
 def chunk_ends(decay, size):
     """`until` and `across` of :func:`phase2.memory.chunk_decays`, of Γ dt (B, N, H)."""
-    g = split(decay, size).cumsum(-1)
-    return torch.exp(g - g[..., -1:])[..., None], torch.exp(-g[..., -1, None, None])
+    g = split(decay.double(), size).cumsum(-1)
+    until, across = (torch.exp(x.to(decay.dtype)) for x in (g - g[..., -1:], -g[..., -1, None]))
+    return until[..., None], across[..., None]
 
 
 def accumulate(added, across, backwards=False):
@@ -440,7 +460,8 @@ class ConsolidatedMemory(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         last = turn(ends[:, -1], spin[:, -1].conj())  # W = R(Φ) W̃
         earlier = turn(memories[:, -1], spin[:, -1 - ctx.every].conj())
-        return y, last, earlier, shifts, *limits
+        # not as views, which could not be changed in place
+        return y, last.contiguous(), earlier.contiguous(), shifts, *limits
 
     @staticmethod
     def backward(ctx, dy, dlast, dearlier, *_):
@@ -532,30 +553,38 @@ def pass_through(tensors, mask, state, position, basis, config, together):
 TOGETHER = 32  # stretches at once: enough to keep a machine busy
 
 
+def is_empty(state):
+    """Is a MemoryState that of :func:`empty_memory`, asked for no gradient?"""
+    learned = any(x.requires_grad for x in state)
+    return not (learned or state.fast_weights.any() or (state.eta_scale != 1).any())
+
+
 def remember(q, k, v, gamma, potential, eta, state, position, basis, config, mask=None):
     """A sequence through the memory, with a consolidation between stretches.
 
     Args:
         q, k, v: (B, N, H, D), keys of unit norm.
         gamma, potential, eta: Γ > 0 (1 / time), V (rad / time) and η, (B, N, H).
-        state: MemoryState before the first token.
+        state: MemoryState before the first token; see :func:`given_memory` for one that begins
+            with a W.
         position: tokens since the reset, an int, the same for all rows.
-        basis: see :func:`consolidate`.
+        basis: see :func:`consolidate`; it gets no gradient.
         config: see :func:`consolidate`; also `consolidate_every` and `dt`.
-        mask: (B, N) bool, False where a row has no token.
+        mask: (B, N) bool, False where a row has no token; the tokens of a row are contiguous.
 
     Returns:
         y (B, N, H, D), Γ as it was in force (B, N, H), and the MemoryState after the last token.
 
     Raises:
-        ValueError: see :func:`phase2.memory.check_memory`.
+        TypeError, ValueError: see :func:`phase2.memory.check_memory`.
     """
     tensors = q, k, v, gamma, potential, eta
-    check_memory(*tensors, state.fast_weights)
+    check_memory(*tensors, config.dt, state.fast_weights)
     if not q.shape[1]:
         return torch.empty_like(q), gamma, state
     # several at once: chunks must fit into a stretch, no look may change η, and `earlier` is known
     fits = config.consolidate_every % min(CHUNK, config.consolidate_every) == 0
     free = fits and mask is None and not config.snr_eta_boost and not torch.compiler.is_compiling()
-    known = free and (position > 0 or not state.fast_weights.any())
+    known = free and (position > 0 or is_empty(state))
+    basis = None if basis is None else basis.detach()
     return pass_through(tensors, mask, state, position, basis, config, TOGETHER if known else 1)

@@ -3,6 +3,7 @@
 
 import itertools
 import math
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,7 @@ __all__ = [
     "refuse_second_derivative",
     "ChunkedMemory",
     "pad",
+    "check_chunks",
     "memory_chunked",
     "retrieval_snr",
     "capacity",
@@ -148,13 +150,20 @@ def check_finite(fast_weights):
         raise ValueError("state must be finite, it holds NaN or infinity")
 
 
-def check_memory(q, k, v, gamma, potential, eta, fast_weights=None):
+# %% notebooks/02_memory.ipynb#check-memory
+def check_memory(q, k, v, gamma, potential, eta, dt=1.0, fast_weights=None):
     """Refuse inputs that the memory is not defined for, before anything is computed.
 
     Raises:
-        ValueError: a wrong rank or shape, an odd head dimension, Γ ≤ 0, or a state that is not
-            finite; the message names the argument, its value and what is allowed.
+        TypeError: q, k or v are not of floating point.
+        ValueError: a wrong rank or shape, an odd head dimension, Γ ≤ 0, dt ≤ 0, or a state that
+            is not finite; the message names the argument, its value and what is allowed.
     """
+    for name, value in (("q", q), ("k", k), ("v", v)):
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be of floating point, got {value.dtype}")
+    if not 0 < dt < math.inf:
+        raise ValueError(f"dt must be a positive number, got {dt}")
     if q.dim() != 4:
         raise ValueError(f"q must have shape (B, N, H, D), got {tuple(q.shape)}")
     batch, _, heads, dim = q.shape
@@ -193,9 +202,9 @@ def memory_recurrent(q, k, v, gamma, potential, eta, dt=1.0, state=None):
         float64.
 
     Raises:
-        ValueError: see :func:`check_memory`.
+        TypeError, ValueError: see :func:`check_memory`.
     """
-    check_memory(q, k, v, gamma, potential, eta, state)
+    check_memory(q, k, v, gamma, potential, eta, dt, state)
     batch, _, heads, dim = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     fast_weights = q.new_zeros(batch, heads, dim, dim) if state is None else state
@@ -252,7 +261,7 @@ def join_times(x, factor, size):
 
 
 # %% notebooks/02_memory.ipynb#decays
-GONE = 88.0  # e^{−88} is nothing beside any number of float32
+GONE = 700.0  # e^{−700} is next to the smallest number of float64
 
 
 def decays(gamma, dt):
@@ -273,10 +282,12 @@ def chunk_decays(decay, size):
         `until` e^{−(g_C − g_t)}, from a token to the end of the chunk, (B, n, H, C, 1);
         `across` e^{−g_C}, the whole chunk, (B, n, H, 1, 1).
     """
-    g = split(decay / math.log(2), size).cumsum(-1)  # in half-lives: e^{−g} = 2^{−g / ln 2}
-    later = g.new_full((size, size), -torch.inf).triu(1)  # 2^{−∞} = 0
-    within = (g[..., None, :] - g[..., :, None]).add_(later).exp2_()
-    since, until = torch.exp2(-g), torch.exp2(g - g[..., -1:])
+    # in half-lives: e^{−g} = 2^{−g / ln 2}; in float64, or a token that forgets much would round
+    # away what the others of its chunk forget
+    g = split(decay.double() / math.log(2), size).cumsum(-1)
+    later = decay.new_full((size, size), -torch.inf).triu(1)  # 2^{−∞} = 0
+    within = (g[..., None, :] - g[..., :, None]).to(decay.dtype).add_(later).exp2_()
+    since, until = (torch.exp2(x.to(decay.dtype)) for x in (-g, g - g[..., -1:]))
     return within, since[..., None], until[..., None], since[..., -1, None, None]
 
 
@@ -515,7 +526,8 @@ class ChunkedMemory(torch.autograd.Function):
             y, last, starts, chunks = chunked_forward(q, k, v, decay, spin, eta, fast_weights, size)
         # V_η is made again from v, which is kept anyway
         ctx.save_for_backward(*chunks._replace(v_eta=None), starts, last, v, eta, spin)
-        return y, turn(last, spin[:, -1].conj())  # W_N = R(Φ_N) W̃_N
+        # W_N = R(Φ_N) W̃_N; not a view, which could not be changed in place
+        return y, turn(last, spin[:, -1].conj()).contiguous()
 
     @staticmethod
     def backward(ctx, dy, dlast):
@@ -534,11 +546,21 @@ def pad(x, extra):
     return torch.cat((x, x.new_zeros(x.shape[0], extra, *x.shape[2:])), dim=1) if extra else x
 
 
+def check_chunks(q, mask, chunk_size):
+    """Refuse, with a ValueError, a mask of another shape or type, or what is no chunk size."""
+    if mask is not None and (mask.shape != q.shape[:2] or mask.dtype != torch.bool):
+        got = f"{tuple(mask.shape)} of {mask.dtype}"
+        raise ValueError(f"mask must have shape {tuple(q.shape[:2])} of torch.bool, got {got}")
+    if not isinstance(chunk_size, Integral) or chunk_size < 1:
+        raise ValueError(f"chunk_size must be an integer of at least 1, got {chunk_size}")
+
+
 # %% notebooks/02_memory.ipynb#chunked-memory
 def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None, chunk_size=64):
     """The memory over a sequence, chunk by chunk: equation (eq-chunk).
 
-    Equal to :func:`memory_recurrent`, outputs and gradients, to rounding.
+    Equal to :func:`memory_recurrent`, outputs and gradients, to rounding. In half precision the
+    gradients of Γ and V are rounded as those of q and k are, which is coarse for Γ dt above 1.
 
     Args:
         q, k, v, gamma, potential, eta, dt, state: as for :func:`memory_recurrent`.
@@ -551,14 +573,10 @@ def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None
         float64.
 
     Raises:
-        ValueError: see :func:`check_memory`; a mask of another shape or type; or no chunk size.
+        TypeError, ValueError: see :func:`check_memory` and :func:`check_chunks`.
     """
-    check_memory(q, k, v, gamma, potential, eta, state)
-    if mask is not None and (mask.shape != q.shape[:2] or mask.dtype != torch.bool):
-        got = f"{tuple(mask.shape)} of {mask.dtype}"
-        raise ValueError(f"mask must have shape {tuple(q.shape[:2])} of torch.bool, got {got}")
-    if not isinstance(chunk_size, int) or chunk_size < 1:
-        raise ValueError(f"chunk_size must be an integer of at least 1, got {chunk_size}")
+    check_memory(q, k, v, gamma, potential, eta, dt, state)
+    check_chunks(q, mask, chunk_size)
     batch, length, heads, dim = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     if state is None:
@@ -566,12 +584,13 @@ def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None
     state = state.to(wide)
     if not length:
         return torch.empty_like(q), state
+    gamma, potential, eta = (x.to(wide) for x in (gamma, potential, eta))
     if mask is not None:
         gamma, potential, eta = (x * mask[..., None] for x in (gamma, potential, eta))
     size = min(chunk_size, length)
     extra = -length % size
     narrow = (pad(x.to(q.dtype), extra) for x in (q, k, v))
-    rates = (pad(x.to(wide), extra) for x in (decays(gamma, dt), potential * dt, eta))
+    rates = (pad(x, extra) for x in (decays(gamma, dt), potential * dt, eta))
     y, last = ChunkedMemory.apply(*narrow, *rates, state, size)
     return y[:, :length], last
 

@@ -483,7 +483,8 @@ class WithBasis(torch.nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        basis = resonance_basis(config.resonance_basis, config.head_dim)
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        basis = resonance_basis(config.resonance_basis, config.head_dim, dtype)
         self.register_buffer("basis", basis, persistent=False)
         self.register_load_state_dict_post_hook(restore_basis)  # with assign=True weights can move
 
@@ -513,8 +514,9 @@ class Phase2Block(WithBasis):
         self.out = Linear(d, d)
         self.mlp_norm = torch.nn.LayerNorm(d)
         self.mlp_mix = torch.nn.Parameter(torch.full((d,), 0.5))
-        self.up = torch.nn.Parameter(torch.empty(4 * d, d))
-        self.down = torch.nn.Parameter(torch.empty(d, 4 * d))
+        # a network that adds nothing at first; `initialize` draws those of a model
+        self.up = torch.nn.Parameter(torch.eye(4 * d, d))
+        self.down = torch.nn.Parameter(torch.zeros(d, 4 * d))
 
     def forward(self, x, state, position, mask=None):
         """x (B, N, d_model), MemoryState, tokens read before -> x, state, Γ and V (B, N, H)."""
@@ -680,17 +682,21 @@ class Phase2State(NamedTuple):
     layers: tuple
     position: Tensor
 
+    def map(self, function):
+        """The same state with a function applied to each tensor of its memories."""
+        layers = (MemoryState(*map(function, layer)) for layer in self.layers)
+        return self._replace(layers=tuple(layers))
+
     def detach(self):
         """The same state without its history: for training on one piece of a text after another."""
-        layers = (MemoryState(*(x.detach() for x in layer)) for layer in self.layers)
-        return self._replace(layers=tuple(layers))
+        return self.map(Tensor.detach)
 
 
 def empty_state(config, batch, device=None, dtype=torch.float32):
     """The state of a model that has read nothing: Phase2Config, B -> Phase2State."""
     shape = (batch, config.n_heads, config.head_dim)
     layers = (empty_memory(*shape, device, dtype) for _ in range(config.n_layers))
-    return Phase2State(tuple(layers), torch.zeros(batch, dtype=torch.long))
+    return Phase2State(tuple(layers), torch.zeros(batch, dtype=torch.long, device="cpu"))
 
 
 # %% notebooks/07_model.ipynb#check-state
@@ -816,14 +822,13 @@ def run_laid_out(model, input_ids, state, attention_mask):
         attention_mask = torch.ones_like(input_ids)
     layout = plan(attention_mask, state.position % model.config.consolidate_every)
     sizes = [part.shape[0] for part in layout.parts]
-    start = enter(state.layers, layout, new_state(model, sum(sizes)).layers)
-    # columns count from the start of a stretch; at position 0 no row has a look due at column 0
-    position = model.config.consolidate_every if state.position.any() else 0
+    looked = consolidate_where_due(model, state)
+    start = enter(looked, layout, new_state(model, sum(sizes)).layers)
     found, layers = [], [zip(*(x.split(sizes) for x in layer), strict=True) for layer in start]
     for part, *states in zip(layout.parts, *layers, strict=True):
         mask = move(torch.ones_like(input_ids, dtype=torch.bool), part)
         states = [MemoryState(*x) for x in states]
-        found.append(run_blocks(model, move(input_ids, part), states, position, mask))
+        found.append(run_blocks(model, move(input_ids, part), states, 0, mask))
     logits, layers, *rates = zip(*found, strict=True)
     logits = move_back(logits, layout, input_ids)
     rates = [[move_back(x, layout, input_ids) for x in zip(*rate)] for rate in rates]
@@ -848,8 +853,7 @@ def cast_state(state, model):
     dtype = precision(model)
     if state.layers[0].fast_weights.dtype == dtype:
         return state
-    layers = (MemoryState(*(x.to(dtype) for x in layer)) for layer in state.layers)
-    return state._replace(layers=tuple(layers))
+    return state.map(lambda x: x.to(dtype))
 
 
 def is_plain(attention_mask, position):

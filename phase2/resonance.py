@@ -53,9 +53,10 @@ def discrete_response(omega, potential, gamma, dt=1.0):
     Returns:
         ‖W‖² in the steady state, time²; periodic in ω with period 2π / dt.
     """
-    kept = torch.exp(-torch.as_tensor(gamma) * dt)
-    angle = torch.as_tensor((omega - potential) * dt)
-    return dt**2 / (1 - 2 * kept * torch.cos(angle) + kept**2)
+    omega = torch.as_tensor(omega)
+    decay, angle = torch.as_tensor(gamma, dtype=omega.dtype) * dt, (omega - potential) * dt
+    # 1 − 2 e^{−Γ dt} cos(…) + e^{−2Γ dt}, without its cancellation at the peak of a slow memory
+    return dt**2 / (torch.expm1(-decay) ** 2 + 4 * torch.exp(-decay) * torch.sin(angle / 2) ** 2)
 
 
 # %% notebooks/04_resonance.ipynb#modes
@@ -71,7 +72,8 @@ def in_basis(fast_weights, basis):
     """
     dtype = torch.promote_types(fast_weights.dtype, torch.float32)
     basis = basis.to(fast_weights.device, dtype)
-    return basis.mT @ fast_weights.to(dtype) @ basis
+    with torch.autocast(fast_weights.device.type, enabled=False):
+        return basis.mT @ fast_weights.to(dtype) @ basis
 
 
 def diag_energy(fast_weights, basis):
@@ -86,8 +88,9 @@ def diag_energy(fast_weights, basis):
     """
     dtype = torch.promote_types(fast_weights.dtype, torch.float32)
     basis = basis.to(fast_weights.device, dtype)
-    # Ŵ_jj = Σ_i U_ij (W U)_ij: the rest of Ŵ is not needed
-    return ((fast_weights.to(dtype) @ basis) * basis).sum(-2).abs()
+    with torch.autocast(fast_weights.device.type, enabled=False):
+        # Ŵ_jj = Σ_i U_ij (W U)_ij: the rest of Ŵ is not needed
+        return ((fast_weights.to(dtype) @ basis) * basis).sum(-2).abs()
 
 
 # %% notebooks/04_resonance.ipynb#zeros-table
@@ -169,7 +172,7 @@ def tones(frequencies, dim):
         (D, 2F), columns cos ν_0, sin ν_0, cos ν_1, …, in the dtype of `frequencies`. They are
         orthonormal for ν = 1/2, 3/2, …, and nearly dependent if two ν are much closer than 1.
     """
-    entry = torch.arange(dim, dtype=frequencies.dtype)
+    entry = torch.arange(dim, dtype=frequencies.dtype, device=frequencies.device)
     angle = 2 * math.pi / dim * torch.outer(entry, frequencies)  # (D, F)
     return math.sqrt(2 / dim) * torch.stack((angle.cos(), angle.sin()), dim=-1).flatten(-2)
 
@@ -218,7 +221,8 @@ def resonance_basis(kind, dim, dtype=torch.float32):
         basis = tones(torch.arange(dim // 2, dtype=torch.float64) + 0.5, dim)
     elif kind == "random":
         generator = torch.Generator().manual_seed(0)
-        basis = orthonormalize(torch.randn(dim, dim, dtype=torch.float64, generator=generator))
+        options = {"dtype": torch.float64, "generator": generator, "device": "cpu"}
+        basis = orthonormalize(torch.randn(dim, dim, **options))
     elif kind == "identity":
         basis = torch.eye(dim, dtype=torch.float64)
     else:
@@ -248,8 +252,9 @@ def resonance_mask(energy, threshold=1.0):
     """
     if not threshold > 0:
         raise ValueError(f"threshold must be positive, got {threshold}")
-    relative = safe_ratio(energy, energy.mean(-1, keepdim=True)).square()  # r²
-    return relative / (relative + threshold**2)
+    wide = energy.double()  # squares of energies of any size
+    relative = safe_ratio(wide, wide.mean(-1, keepdim=True)).square()  # r²
+    return (relative / (relative + threshold**2)).to(energy.dtype)
 
 
 # %% notebooks/04_resonance.ipynb#resonate
@@ -272,8 +277,9 @@ def mode_gate(modes, strength, threshold=1.0):
     mask = resonance_mask(modes.diagonal(dim1=-2, dim2=-1).abs(), threshold)
     gate = 1 - strength * (1 - mask)  # g, (…, D)
     gate = gate[..., :, None] * gate[..., None, :]
-    sizes = (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) for x in (modes, modes * gate))
-    return safe_ratio(*sizes) * gate
+    options = {"dim": (-2, -1), "keepdim": True, "dtype": torch.float64}  # of modes of any size
+    sizes = (torch.linalg.vector_norm(x, **options) for x in (modes, modes * gate))
+    return safe_ratio(*sizes).to(gate.dtype) * gate
 
 
 # %% notebooks/04_resonance.ipynb#resonate-function

@@ -38,7 +38,7 @@ def noise_edge(sigma, d_k, d_v):
 
 # %% notebooks/03_snr.ipynb#resolvent
 RIDGE = 1e-4  # of the mean mode energy: far below any noise, far above rounding
-TINY = 1e-30  # keeps an empty memory invertible
+TINY = 1e-280  # keeps an empty memory invertible
 
 
 def lift(matrices, shift):
@@ -113,8 +113,8 @@ def rejected(weights, threshold):
         threshold: θ.
 
     Returns:
-        The noise's σ² D, (…), what is not selected 1 − G = τ² (W Wᵀ + τ² I)⁻¹, (…, D, D), and the
-        selected share of the modes tr G / D, (…), all in float32 or wider.
+        The noise's σ² D, (…), in float64; what is not selected 1 − G = τ² (W Wᵀ + τ² I)⁻¹,
+        (…, D, D), and the selected share of the modes tr G / D, (…), in float32 or wider.
     """
     gram, dtype = gram_matrix(weights), torch.promote_types(weights.dtype, torch.float32)
     noise = noise_energy(gram)
@@ -125,7 +125,7 @@ def rejected(weights, threshold):
     with torch.autocast(weights.device.type, enabled=False):
         noisy = root.mT @ root  # τ² L⁻ᵀ L⁻¹ = 1 − G
     share = 1 - noisy.diagonal(dim1=-2, dim2=-1).mean(-1)
-    return noise.to(dtype), noisy, share
+    return noise, noisy, share
 
 
 # %% notebooks/03_snr.ipynb#select
@@ -201,9 +201,10 @@ def snr_stats(fast_weights, threshold=2.0):
     check_matrices("fast_weights", fast_weights)
     check_selection(threshold, 0.0)
     noise, _, share = rejected(fast_weights, threshold)
-    sigma = (noise / fast_weights.shape[-1]).sqrt()
     wide = torch.promote_types(fast_weights.dtype, torch.float32)
-    snr = fast_weights.abs().to(wide) / sigma[..., None, None]
+    sigma = (noise / fast_weights.shape[-1]).sqrt().to(wide)
+    # of an empty memory σ is 0, and so is its SNR
+    snr = fast_weights.abs().to(wide) / sigma.clamp(min=torch.finfo(wide).tiny)[..., None, None]
     return {
         "mean_snr": snr.mean().item(),
         "std_snr": snr.std(correction=0).item(),

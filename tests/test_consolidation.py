@@ -12,13 +12,14 @@ from phase2.consolidation import (
     coherence_of,
     consolidate,
     empty_memory,
+    given_memory,
     pass_through,
     remember,
     stretch_lengths,
     stretches,
 )
-from phase2.resonance import resonance_basis
-from phase2.snr import select
+from phase2.resonance import discrete_response, resonance_basis, resonance_mask, resonate
+from phase2.snr import noise_scale, select, snr_stats
 
 DIM = 8
 
@@ -237,3 +238,91 @@ def test_a_token_that_erases_everything_between_looks(gone):
 def test_the_coherence_of_a_state_has_no_gradient():
     weights = torch.ones(1, 1, 4, 4, requires_grad=True)
     assert not coherence_of(empty_memory(1, 1, 4)._replace(fast_weights=weights)).requires_grad
+
+
+def test_a_given_memory_is_one_just_looked_at():
+    basis, config = resonance_basis("zeta", DIM, torch.float64), setting()
+    looked = grown(empty_memory(2, 2, DIM, dtype=torch.float64), config, basis)
+    given = given_memory(looked.fast_weights)
+    for name, a, b in zip(given._fields, given, looked, strict=True):
+        if name not in ("last_coherence", "gamma_shift", "last_key", "last_input"):
+            torch.testing.assert_close(a, b, msg=name)
+    *_, first = remember(*sequence(10), given, 0, basis, config)
+    assert (first.fast_weights.norm(dim=(-2, -1)) <= first.bound).all()
+
+
+@pytest.mark.parametrize("length", [40, 64])
+@pytest.mark.parametrize("boost", [0.0, 0.5])  # several stretches at once, and one by one
+def test_a_basis_gets_no_gradient(length, boost):
+    basis = resonance_basis("zeta", DIM, torch.float64).requires_grad_()
+    inputs, empty = sequence(length), empty_memory(2, 2, DIM, dtype=torch.float64)
+    inputs[2].requires_grad_()
+    config = setting(consolidate_every=16, snr_eta_boost=boost)
+    y, _, state = remember(*inputs, empty, 0, basis, config)
+    (y.sum() + state.fast_weights.sum()).backward()
+    assert basis.grad is None and inputs[2].grad.any()
+
+
+def test_a_memory_that_is_learned_may_begin_at_zero():
+    inputs, config = sequence(48), setting(consolidate_every=16)
+    start = [x.requires_grad_() for x in empty_memory(2, 2, DIM, dtype=torch.float64)]
+
+    def gradients(read):
+        y, _, state = read(type(empty)(*start))
+        loss = y.square().sum() + state.fast_weights.square().sum()
+        wanted = start[0], start[8], start[9]  # W, gamma_shift and eta_scale
+        return torch.autograd.grad(loss, wanted)
+
+    empty = empty_memory(2, 2, DIM, dtype=torch.float64)
+    found = gradients(lambda state: remember(*inputs, state, 0, None, config))
+    wanted = gradients(lambda state: pass_through(inputs, None, state, 0, None, config, 1))
+    torch.testing.assert_close(found, wanted)
+    doubled = empty._replace(eta_scale=2 * empty.eta_scale)  # of the first stretch
+    y, twice = (remember(*inputs, state, 0, None, config)[0] for state in (empty, doubled))
+    torch.testing.assert_close(twice[:, :16], 2 * y[:, :16])
+
+
+def test_a_stretch_that_wrote_nothing_has_no_share():
+    inputs, config = sequence(192), setting(consolidate_every=64, snr_eta_boost=1.0)
+    inputs[5][:, 64:128] = 0.0  # η
+    whole, _, state = remember(
+        *inputs, empty_memory(2, 2, DIM, dtype=torch.float64), 0, None, config
+    )
+    assert (state.eta_scale == 1).all()
+    state, parts = empty_memory(2, 2, DIM, dtype=torch.float64), []
+    for t in range(0, 192, 7):
+        y, _, state = remember(*(x[:, t : t + 7] for x in inputs), state, t, None, config)
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e15])
+def test_the_size_of_a_memory_does_not_matter(scale):
+    torch.manual_seed(0)
+    memory, basis = torch.randn(2, 3, DIM, DIM), resonance_basis("zeta", DIM)
+    memory[0] += 5 * torch.randn(3, DIM, 1) @ torch.randn(3, 1, DIM)
+    torch.testing.assert_close(
+        resonate(scale * memory, basis, 0.3) / scale, resonate(memory, basis, 0.3)
+    )
+    (kept, share), (wanted, wanted_share) = (select(x) for x in (scale * memory, memory))
+    torch.testing.assert_close((kept / scale, share), (wanted, wanted_share))
+    torch.testing.assert_close(noise_scale(scale * memory) / scale, noise_scale(memory))
+    found, wanted = snr_stats(scale * memory), snr_stats(memory)
+    for name in ("mean_snr", "std_snr", "selected_share"):
+        assert abs(found[name] / wanted[name] - 1) < 1e-4
+    energy = torch.rand(2, DIM)
+    torch.testing.assert_close(resonance_mask(1e37 * energy), resonance_mask(energy))
+
+
+def test_an_empty_memory_has_no_snr():
+    assert snr_stats(torch.zeros(1, 1, DIM, DIM))["mean_snr"] == 0
+
+
+@pytest.mark.parametrize("gamma", [1e-5, 1e-4, 1e-2, 1.0])
+def test_the_peak_of_a_slow_memory_is_finite(gamma):
+    omega = torch.tensor(0.6, dtype=torch.float64)
+    height = 1 / torch.expm1(torch.tensor(-gamma, dtype=torch.float64)) ** 2
+    torch.testing.assert_close(discrete_response(omega, 0.6, gamma), height)
+    torch.testing.assert_close(
+        discrete_response(omega.float(), omega.float(), gamma), height.float()
+    )

@@ -1,5 +1,6 @@
 """The chunked memory equals its definition, whatever it is fed."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -153,6 +154,9 @@ def test_compiles(dtype):
         (lambda x: x.update(eta=x["eta"][:, :2]), r"eta must have shape \(1, 6, 2\), got"),
         (lambda x: x.update(state=x["state"] * torch.nan), "state must be finite"),
         (lambda x: x.update(state=x["state"][:, :1]), r"state must have shape \(1, 2, 4, 4\)"),
+        (lambda x: x.update(v=x["v"].long()), "v must be of floating point, got torch.int64"),
+        (lambda x: x.update(dt=-1.0), "dt must be a positive number, got -1.0"),
+        (lambda x: x.update(dt=torch.inf), "dt must be a positive number, got inf"),
     ],
 )
 @pytest.mark.parametrize("memory", [memory_recurrent, memory_chunked])
@@ -160,7 +164,7 @@ def test_bad_input(memory, change, message):
     names = ["q", "k", "v", "gamma", "potential", "eta", "state"]
     arguments = dict(zip(names, inputs(1, 6, 2, 4, torch.float32, seed=0), strict=True))
     change(arguments)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         memory(**arguments)
 
 
@@ -270,3 +274,40 @@ def test_a_mask_of_numbers_and_a_size_that_is_none_are_refused():
         memory_chunked(*tokens, *rates, mask=torch.full((1, 4), 2))
     with pytest.raises(ValueError, match="chunk_size must be an integer of at least 1, got 2.5"):
         memory_chunked(*tokens, *rates, chunk_size=2.5)
+
+
+def test_rates_of_half_precision_are_multiplied_by_dt_with_all_digits():
+    tensors = inputs(1, 128, 2, 16, torch.float32, seed=3, fastest=0.01)
+    tensors[3:6] = (x.bfloat16() for x in tensors[3:6])
+    (y, last), (y_wanted, wanted) = (
+        memory(*tensors[:6], dt=10.0, state=tensors[6])
+        for memory in (memory_chunked, memory_recurrent)
+    )
+    assert (y - y_wanted).norm() < 1e-5 * y_wanted.norm()
+    assert (last - wanted).norm() < 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("rate", [5.0, 100.0, 1e6])
+def test_tokens_that_forget_much_leave_the_rest_of_their_chunk_exact(rate):
+    tensors = inputs(1, 64, 2, 16, torch.float32, seed=5)
+    tensors[3] = torch.full_like(tensors[3], 1e-4)
+    tensors[3][:, :56] = rate
+    (y, last), (y_wanted, wanted) = (
+        memory(*tensors[:6], state=tensors[6]) for memory in (memory_chunked, memory_recurrent)
+    )
+    assert (y - y_wanted)[:, 56:].norm() < 2e-6 * y_wanted[:, 56:].norm()
+    assert (last - wanted).norm() < 2e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("memory", [memory_chunked, memory_recurrent])
+def test_the_last_memory_can_be_changed_in_place(memory):
+    tensors = [x.requires_grad_() for x in inputs(2, 6, 2, 4, torch.float32, seed=0)]
+    _, last = memory(*tensors[:6], state=tensors[6])
+    last[0] = 0  # a row begins anew
+    (gradient,) = torch.autograd.grad(last.sum(), tensors[6])
+    assert gradient[0].eq(0).all() and gradient[1].ne(0).any()
+
+
+def test_a_chunk_size_may_be_any_integer():
+    tensors = inputs(1, 6, 2, 4, torch.float32, seed=0)
+    memory_chunked(*tensors[:6], chunk_size=np.int64(4))

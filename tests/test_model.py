@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phase2 import Phase2Config, Phase2IntegratedModel, create_phase2_model
+from phase2 import Phase2Block, Phase2Config, Phase2IntegratedModel, create_phase2_model
+from phase2.consolidation import given_memory
 from phase2.decay import DecayPotential, half_life, propagator
 from phase2.model import FEW, PART, PRESETS, Linear, empty_state, linear, plan, shared
 from phase2.snr import select
@@ -629,3 +630,36 @@ def test_a_width_without_tabulated_zeros_is_refused_where_it_is_written():
     with pytest.raises(ValueError, match="d_model must be at most 512 times n_heads = 2 with"):
         Phase2Config(d_model=2048, n_heads=2)
     assert Phase2Config(d_model=2048, n_heads=2, resonance_basis="fourier").head_dim == 1024
+
+
+def test_a_row_that_begins_with_a_memory_depends_on_no_other_row():
+    model, text = tiny(), tokens(2, 12)
+    with torch.no_grad():
+        _, state = model(text[:, :8], return_state=True)  # row 0 stands at the end of a stretch
+        given = state._replace(
+            layers=tuple(given_memory(layer.fast_weights) for layer in state.layers),
+            position=torch.tensor([8, 0]),
+        )
+        alone = given._replace(
+            layers=tuple(type(x)(*(t[1:] for t in x)) for x in given.layers),
+            position=given.position[1:],
+        )
+        both = model(text, state=given)
+        torch.testing.assert_close(both[1:], model(text[1:], state=alone), atol=1e-5, rtol=0)
+
+
+def test_a_block_alone_has_weights():
+    block, x = Phase2Block(Phase2Config(**TINY)), torch.randn(2, 5, 16)
+    state = empty_state(block.config, 2).layers[0]
+    y, *_ = block(x, state, 0)
+    y.square().sum().backward()
+    assert y.isfinite().all() and block.down.grad.any()
+
+
+def test_bases_have_the_digits_of_the_default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        basis = tiny().blocks[0].basis
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(8).double(), atol=1e-12, rtol=0)
