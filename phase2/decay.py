@@ -21,6 +21,7 @@ __all__ = [
     "DecayPotential",
     "OVERDAMPED",
     "OverdampedWarning",
+    "THROUGH",
     "warn_caller",
     "warn_overdamped",
 ]
@@ -196,17 +197,21 @@ class OverdampedWarning(UserWarning):
     """The memory forgets much faster than it turns."""
 
 
+THROUGH = ("phase2", "torch", "huggingface_hub")  # whose lines are not the caller's
+
+
 def warn_caller(message, category):
     """Warn where this package was called from, of every model anew.
 
     `warnings.warn` would name a line of the package, and be silent the second time in a process.
     """
     frame = sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("phase2", "torch"):
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in THROUGH:
         frame = frame.f_back
     warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno)
 
 
+# %% notebooks/01_decay.ipynb#warn-overdamped
 def warn_overdamped(gamma, potential):
     """Warn when a memory forgets before it has turned: mean Γ / mean |V| above 10.
 

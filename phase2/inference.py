@@ -219,22 +219,22 @@ def generate(model, input_ids, max_new_tokens, return_state=False, **options):
 
 
 # %% notebooks/09_inference.ipynb#as-ids
-def as_ids(ids, device=None):
+def as_ids(ids, device=None, name="ids"):
     """Token ids from a list, array or tensor: int64 (N,).
 
     Raises:
         TypeError, ValueError: they are text, or no integers of this shape.
     """
     if isinstance(ids, str | bytes):
-        raise TypeError(f"ids must be integers, got {type(ids).__name__}: encode the text first")
+        raise TypeError(f"{name} must be integers, got {type(ids).__name__}: encode the text first")
     try:
         ids = (ids if torch.is_tensor(ids) else torch.tensor(ids)).to(device)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"ids must be a list, array or tensor of integers ({error})") from error
+        raise TypeError(f"{name} must be a list, array or tensor of integers ({error})") from error
     whole_numbers = not (ids.is_floating_point() or ids.dtype == torch.bool)
     if ids.dim() != 1 or (len(ids) and not whole_numbers):
         raise ValueError(
-            f"ids must be integers of shape (N,), got {tuple(ids.shape)} of {ids.dtype}"
+            f"{name} must be integers of shape (N,), got {tuple(ids.shape)} of {ids.dtype}"
         )
     return ids.long()
 
@@ -252,7 +252,7 @@ def pad_left(prompts):
     Raises:
         TypeError, ValueError: no prompt, an empty one, or one that is no ids.
     """
-    prompts = [as_ids(prompt) for prompt in prompts]
+    prompts = [as_ids(prompt, name="prompts") for prompt in prompts]
     if not prompts or not all(len(prompt) for prompt in prompts):
         lengths = [len(prompt) for prompt in prompts]
         raise ValueError(f"prompts must be at least one, none of them empty, got lengths {lengths}")
@@ -431,7 +431,7 @@ def text_ids(model, text):
     if isinstance(text, str | bytes | os.PathLike):
         (document,) = read_documents(text)
         text = tokenizer_of(model).encode(text if isinstance(text, str) else document)
-    return as_ids(text)
+    return as_ids(text, name="text")
 
 
 # %% notebooks/09_inference.ipynb#evaluate-all
@@ -475,14 +475,15 @@ def interact(model, max_new_tokens=200, read=input, write=print, **options):
         max_new_tokens: the longest answer.
         read: called with the text that asks for a line, returns the line.
         write: called like print with the pieces of an answer.
-        options: `temperature`, `top_k`, `top_p`, `generator`, `stop_token`, and `state` to begin
-            with; see :func:`stream`.
+        options: `temperature`, `top_k`, `top_p`, `generator`, `stop_token` (the end of a document,
+            if none is given), and `state` to begin with; see :func:`stream`.
 
     Raises:
         TypeError, ValueError: see :func:`stream`; another option.
     """
     check_keys(options, [*SAMPLING_RULES, "generator", "state"])
     tokenizer, state = tokenizer_of(model), options.pop("state", None)
+    options = {"stop_token": tokenizer.end} | options
     device = model.embedding.weight.device
     filters = {name: options[name] for name in SAMPLING_RULES.keys() & options.keys()}
     check_sampling(**{"temperature": 0.0, "max_new_tokens": max_new_tokens} | filters)

@@ -93,6 +93,7 @@ __all__ = [
     "forget",
     "predict",
     "Phase2IntegratedModel",
+    "uncompiled",
     "create_phase2_model",
 ]
 
@@ -1061,6 +1062,15 @@ class Phase2IntegratedModel(torch.nn.Module):
     forward = predict
     get_statistics = statistics
     reset_state = forget
+
+
+def uncompiled(model):
+    """A model without what torch.compile puts around it; TypeError if it is none of ours."""
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, Phase2IntegratedModel):
+        kind = type(model).__name__
+        raise TypeError(f"model must be a Phase2IntegratedModel, compiled or not, got {kind}")
+    return model
 
 
 # %% notebooks/07_model.ipynb#create

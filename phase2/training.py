@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from phase2.model import check_fields, check_keys, check_value, real, whole
+from phase2.decay import warn_caller
+from phase2.model import check_fields, check_keys, check_value, real, uncompiled, whole
 
 __all__ = [
     "ByteTokenizer",
@@ -61,6 +62,7 @@ __all__ = [
     "log_of",
     "train_step",
     "check_run",
+    "check_model",
     "warn_of_another",
     "prepare",
     "held_out_bits",
@@ -206,9 +208,7 @@ def train_bpe(documents, vocab_size):
         ValueError: `vocab_size` leaves no room beside the 256 bytes and the end, or is above a
             million.
     """
-    if not isinstance(vocab_size, int) or not 257 < vocab_size <= 10**6:
-        allowed = "above 257, the bytes and the end, and at most a million"
-        raise ValueError(f"vocab_size must be {allowed}; got {vocab_size!r}")
+    check_value("vocab_size", vocab_size, whole(258, highest=10**6))  # beside the bytes, the end
     library = need("tokenizers")
     tokenizer = library.Tokenizer(library.models.BPE())
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -579,7 +579,7 @@ def log_of(diagnostics):
     return {
         "gamma": [gamma.mean().item() for gamma in diagnostics["gamma_values"]],
         "snr": [layer["mean_snr"] for layer in diagnostics["snr_stats"]],
-        "resonant_share": [float(x["resonant_share"]) for x in diagnostics["resonance_info"]],
+        "resonant_share": [x["resonant_share"] for x in diagnostics["resonance_info"]],
         "energy": [layer["energy"] for layer in stability],
         "stable_ratio": [layer["stable_ratio"] for layer in stability],
     }
@@ -626,8 +626,8 @@ def check_run(config, data, settings, accelerator):
 
     Raises:
         ValueError: text too short, vocabulary too small, an id beyond it, a batch that cannot be
-            shared equally, or an accelerator that shards the model, trains in float16 or
-            accumulates gradients of its own.
+            shared equally, or an accelerator that shards the model, trains in float16, has no
+            float64 or accumulates gradients of its own.
     """
     length, processes = len(data.train.ids), accelerator.num_processes
     if length <= config.n_seq:
@@ -646,6 +646,8 @@ def check_run(config, data, settings, accelerator):
     if settings.batch_size % (settings.accumulate * processes):
         shares = f"accumulate ({settings.accumulate}) × processes ({processes})"
         raise ValueError(f"batch_size must be a multiple of {shares}, got {settings.batch_size}")
+    if accelerator.device.type == "mps":
+        raise ValueError("accelerator must have float64, got mps; Accelerator(cpu=True) has it")
     kind = str(accelerator.distributed_type.value)
     if accelerator.mixed_precision not in ("no", "bf16") or "FSDP" in kind or "DEEPSPEED" in kind:
         got = f"{accelerator.mixed_precision}, {kind}"
@@ -653,6 +655,21 @@ def check_run(config, data, settings, accelerator):
     if (own := accelerator.gradient_accumulation_steps) != 1:
         why = f"got gradient_accumulation_steps = {own}; there is accumulate for that"
         raise ValueError(f"accelerator must not accumulate, {why}")
+
+
+# %% notebooks/08_training.ipynb#check-model
+def check_model(model):
+    """Refuse a model that cannot be trained.
+
+    Raises:
+        TypeError: no Phase2IntegratedModel, compiled or not (`DataParallel` is none; see torchrun).
+        ValueError: all its parameters are frozen, or some are float16.
+    """
+    parameters = list(uncompiled(model).parameters())
+    if not any(parameter.requires_grad for parameter in parameters):
+        raise ValueError("model must have parameters to train, all of them are frozen")
+    if any(parameter.dtype == torch.float16 for parameter in parameters):
+        raise ValueError("model must not be of float16, in which training overflows: model.float()")
 
 
 # %% notebooks/08_training.ipynb#prepare
@@ -665,24 +682,18 @@ def warn_of_another(tokenizer, model):
     ]
     if before is not None and names[0] != names[1]:
         message = "the model has another tokenizer than the text, and gets that of the text"
-        warnings.warn(f"{message}; to keep it, text_data(…, model.tokenizer)", stacklevel=4)
+        warn_caller(f"{message}; to keep it, text_data(…, model.tokenizer)", UserWarning)
 
 
 def prepare(model, data, settings, accelerator, folder=None):
     """A Run at step 0: the model on its device, AdamW over its groups."""
     if not isinstance(data, TextData):
         raise TypeError(f"data must be TextData, from text_data(…), got {type(data).__name__}")
-    if not hasattr(model, "config"):  # such as one inside of DataParallel
-        kind = type(model).__name__
-        raise TypeError(f"model must be a Phase2IntegratedModel, got {kind}; see torchrun")
+    check_model(model)
     check_run(model.config, data, settings, accelerator)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("model must have parameters to train, all of them are frozen")
-    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
-        raise ValueError("model must not be of float16, in which training overflows: model.float()")
     if settings.warmup > settings.steps:
         late = f"{settings.warmup}, is longer than the run, {settings.steps} steps"
-        warnings.warn(f"warmup, {late}: the learning rate does not reach its peak", stacklevel=3)
+        warn_caller(f"warmup, {late}: the learning rate does not reach its peak", UserWarning)
     warn_of_another(data.tokenizer, model)
     groups = parameter_groups(model, settings.weight_decay)
     rates = {"lr": settings.learning_rate, "betas": (0.9, 0.95)}
@@ -1008,9 +1019,8 @@ def save_tokenizer(tokenizer, folder):
     path.unlink(missing_ok=True)
     if not isinstance(tokenizer, ByteTokenizer):
         kind = type(tokenizer).__name__
-        warnings.warn(
-            f"a {kind} is not saved: keep it, and set model.tokenizer after loading", stacklevel=2
-        )
+        message = f"a {kind} is not saved: keep it, and set model.tokenizer after loading"
+        warn_caller(message, UserWarning)
 
 
 # %% notebooks/08_training.ipynb#foreign-files
@@ -1130,19 +1140,21 @@ def train(
         settings: TrainSettings; or its fields by name, in `values`.
         out: folder for `training.pt`, `history.jsonl` and `tokenizer.json`, or None.
         resume: go on with the run in `out`, if there is one.
-        accelerator: accelerate.Accelerator, to choose a device or bf16; None makes one.
+        accelerator: accelerate.Accelerator, to choose a device or bf16; None makes one, of CUDA if
+            there is any, else of the CPU.
         on_step, progress: function called with each entry of the history; show a bar?
 
     Returns:
         The history, a dict a step: see :func:`train_step`, :func:`evaluate_run`.
 
     Raises:
-        TypeError, ValueError: see :func:`check_run` and :func:`to_settings`.
+        TypeError, ValueError: see :func:`check_model`, :func:`check_run` and :func:`to_settings`.
         FileExistsError, CheckpointError: see :func:`begin`, :func:`resume_run`.
         FloatingPointError: the loss is not finite.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once the run is saved.
     """
-    accelerator = accelerator or need("accelerate").Accelerator()
+    # not all devices that Accelerate would choose have float64
+    accelerator = accelerator or need("accelerate").Accelerator(cpu=not torch.cuda.is_available())
     folder = Path(out) if out else None
     run = prepare(model, data, to_settings(settings, values), accelerator, folder)
     run_to_the_end(run, resume, progress, on_step)
