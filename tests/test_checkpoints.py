@@ -101,7 +101,7 @@ def test_saving_again_replaces_the_model_and_keeps_a_readme(folder):
     save_pretrained(other, folder)
     loaded = from_pretrained(folder)
     assert loaded.config == other.config and loaded.tokenizer.vocab_size == 256
-    assert (folder / "README.md").read_text() == "mine"
+    assert (folder / "README.md").read_text(encoding="utf-8") == "mine"
     assert not (folder / "tokenizer.json").exists()
 
 
@@ -149,7 +149,7 @@ def test_weights_alone_say_what_is_missing(model, tmp_path):
 
 
 def test_the_model_card_says_how_to_load_it(folder):
-    card = (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text(encoding="utf-8")
     assert "library_name: phase2" in card and "from_pretrained(" in card
     assert "More Information Needed" not in card
 

@@ -94,7 +94,7 @@ def test_training_goes_on_from_a_model(run, text, tmp_path):
     more = ["train", "--init", run, "--text", text, "--out", tmp_path, *QUICK]
     assert "leave out --set" in phase2(*more, *TINY, code=1)
     phase2(*more, "--learning-rate", "0.001")
-    after, words = from_pretrained(tmp_path), text.read_text()
+    after, words = from_pretrained(tmp_path), text.read_text(encoding="utf-8")
     assert after.config == before.config
     first, then = (evaluate(model, words)["bits_per_byte"] for model in (before, after))
     assert then < first
@@ -214,7 +214,7 @@ def test_diagnose_writes_a_page_and_numbers(run, text, tmp_path):
     options = ["--out", page, "--json", numbers, "--max-tokens", 200]
     said = phase2("diagnose", run, "--text", text, *options)
     assert str(page) in said and str(numbers) in said
-    assert "<html" in page.read_text()
+    assert "<html" in page.read_text(encoding="utf-8")
     assert json.loads(numbers.read_text())["model_config"]["d_model"] == 16
 
 

@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import re
-import shutil
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -227,20 +226,13 @@ def test_page_needs_nothing_from_elsewhere(report, tmp_path):
     assert "effective rank" in text and "base_decay" in text
 
 
-def test_page_in_a_browser_asks_for_nothing(report, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no browser")
+def test_page_in_a_browser_asks_for_nothing(report, tmp_path, browser):
     report.to_html(tmp_path / "report.html")
-    asked = []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto((tmp_path / "report.html").as_uri())
-        width = page.evaluate("document.images[0].naturalWidth")
-        browser.close()
+    page, asked = browser.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "report.html").as_uri())
+    width = page.evaluate("document.images[0].naturalWidth")
+    page.close()
     assert width > 500
     assert [url for url in asked if not url.startswith("data:")] == [
         (tmp_path / "report.html").as_uri()
@@ -301,8 +293,10 @@ def test_short_texts_are_reported_too(model, ids, length):
 
 def test_a_file_and_the_name_of_a_file(model, tmp_path):
     path = tmp_path / "my.txt"
-    path.write_text("Γ decays " * 9)
-    assert asdict(diagnose(model, path)) == asdict(diagnose(model, path.read_text()))
+    path.write_text("Γ decays " * 9, encoding="utf-8")
+    assert asdict(diagnose(model, path)) == asdict(
+        diagnose(model, path.read_text(encoding="utf-8"))
+    )
     with pytest.raises(ValueError, match="give a Path"):
         diagnose(model, str(path))
     with pytest.raises(ValueError, match=r"shape \(N,\), got \(1, 7\)"):
@@ -345,7 +339,7 @@ def test_what_is_not_finite_is_null_and_is_still_drawn(ids):
     [
         ({"text": "a"}, "text must be at least two tokens, got 1"),
         ({"text": []}, "text must be at least two tokens, got 0"),
-        ({"text": [0.5, 1.5]}, "ids must be integers"),
+        ({"text": [0.5, 1.5]}, "text must be integers"),
         ({"text": "abc", "piece": 0}, "piece must be an integer of at least 1, got 0"),
         ({"text": [1, 256]}, "from 0 to 255"),
     ],

@@ -276,4 +276,6 @@ def test_the_committed_picture_is_one_a_notebook_drew():
     command = (
         "python -m phase2_book.picture notebooks/01_decay.ipynb picture book/assets/picture.png"
     )
-    assert picture in (root / "notebooks/01_decay.ipynb").read_text(), f"out of date: {command}"
+    assert picture in (root / "notebooks/01_decay.ipynb").read_text(encoding="utf-8"), (
+        f"out of date: {command}"
+    )

@@ -178,7 +178,7 @@ class Decay(torch.nn.Module):
 def test_written_module(export, root):
     write_notebook(root, *CELLS)
     export()
-    assert (root / "phase2" / "decay.py").read_text() == WRITTEN
+    assert (root / "phase2" / "decay.py").read_text(encoding="utf-8") == WRITTEN
     export("--check")
 
 
@@ -200,7 +200,7 @@ def test_only_tagged_code_cells_are_exported(export, root):
     notebook.cells.append(new_markdown_cell("text", id="aside", metadata={"tags": ["export"]}))
     nbformat.write(notebook, path)
     export()
-    assert "print" not in (root / "phase2" / "decay.py").read_text()
+    assert "print" not in (root / "phase2" / "decay.py").read_text(encoding="utf-8")
 
 
 def test_stale_module_is_reported_then_removed(export, root):
@@ -234,12 +234,12 @@ def test_check_finds_a_hand_edit(edit, export, root):
     write_notebook(root, *CELLS)
     export()
     path = root / "phase2" / "decay.py"
-    path.write_bytes(path.read_text().replace(old, new).encode())
+    path.write_bytes(path.read_text(encoding="utf-8").replace(old, new).encode())
     message = refusal(export, root, "--check")
     assert message.startswith(f"phase2/decay.py, line {line}: not what the notebook says")
     assert re.search(rf"\((notebooks/01_decay.ipynb#)?{place}\)", message)
     export()
-    assert path.read_text() == WRITTEN
+    assert path.read_text(encoding="utf-8") == WRITTEN
 
 
 def test_traceback_leads_to_the_cell(export, root):
@@ -247,11 +247,11 @@ def test_traceback_leads_to_the_cell(export, root):
     export()
     path = root / "phase2" / "decay.py"
     module = {}
-    exec(compile(path.read_text(), path, "exec"), module)
+    exec(compile(path.read_text(encoding="utf-8"), path, "exec"), module)
     with pytest.raises(KeyError) as raised:
         module["fail"]()
     line = traceback.extract_tb(raised.value.__traceback__)[-1].lineno
-    above = path.read_text().splitlines()[:line]
+    above = path.read_text(encoding="utf-8").splitlines()[:line]
     marker = [text for text in above if text.startswith("# %% ")][-1]
     assert marker == "# %% notebooks/01_decay.ipynb#fail"
 
@@ -260,7 +260,7 @@ def test_traceback_leads_to_the_cell(export, root):
 def test_a_damaged_notebook_is_named(damage, export, root):
     write_notebook(root, *CELLS)
     path = root / "notebooks" / "01_decay.ipynb"
-    path.write_text(damage(path.read_text()))
+    path.write_text(damage(path.read_text(encoding="utf-8")))
     assert "refused: notebooks/01_decay.ipynb: no notebook (" in refusal(export, root)
 
 
@@ -269,7 +269,7 @@ def test_nbconvert_finds_the_exporter(root):
     notebook = str(root / "notebooks" / "01_decay.ipynb")
     command = [sys.executable, "-m", "nbconvert", "--to", "phase2", notebook]
     subprocess.run([*command, "--output-dir", str(root / "phase2")], check=True)
-    assert (root / "phase2" / "decay.py").read_text() == WRITTEN
+    assert (root / "phase2" / "decay.py").read_text(encoding="utf-8") == WRITTEN
 
 
 def test_repository_is_what_its_notebooks_say(monkeypatch):

@@ -43,7 +43,7 @@ def output_text(cell):
 
 
 def test_measured_numbers_in_prose_are_committed_results(notebook):
-    results = (Path(__file__).parent / "benchmarks" / "RESULTS.md").read_text()
+    results = (Path(__file__).parent / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     measured = r"(\d+(?:\.\d+)?)\s*±\s*(\d+(?:\.\d+)?)"
     assert not {*re.findall(measured, prose)} - {*re.findall(measured, results)}

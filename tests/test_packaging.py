@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 import phase2
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
 OPTIONAL = {"cli", "display"}  # modules that an extra serves
 
 
@@ -33,7 +33,7 @@ def test_core_depends_on_torch_alone():
 def test_modules_import_torch_alone(path):
     if path.stem in OPTIONAL:
         pytest.skip("an extra serves this module")
-    nodes = ast.parse(path.read_text()).body
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
     foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
@@ -64,11 +64,11 @@ def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("huggingface_hub")
     from phase2.checkpoints import save_pretrained
 
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     first, second = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    Path("README.md").write_text(readme)
-    Path("my.txt").write_text(readme[:300])
+    Path("README.md").write_text(readme, encoding="utf-8")
+    Path("my.txt").write_text(readme[:300], encoding="utf-8")
     names = {}
     exec(first.replace("range(100)", "range(2)"), names)  # noqa: S102
     assert names["state"].position.tolist() == [65]
@@ -115,7 +115,7 @@ def test_constraints_are_within_the_ranges():
 
 
 def test_environment_hands_over_to_pip():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     assert set(environment) == {"name", "channels", "dependencies"}
     python, pip, handed = environment["dependencies"]
     assert python.startswith("python=3.") and pip == "pip"
