@@ -275,12 +275,10 @@ model = from_pretrained("FOLDER or OWNER/MODEL")
 
 and `phase2 generate FOLDER --prompt "..."` writes with it.
 """
-
-
-# %% notebooks/11_checkpoints.ipynb#hub
 _Mixin = need("huggingface_hub").PyTorchModelHubMixin
 
 
+# %% notebooks/11_checkpoints.ipynb#hub
 class Phase2HubModel(
     Phase2IntegratedModel, _Mixin, library_name="phase2", model_card_template=CARD
 ):
@@ -294,13 +292,14 @@ class Phase2HubModel(
         """See :func:`save_pretrained`."""
         check_options(options)
         self.tokenizer = check_size(self.tokenizer, self.config)
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder := Path(save_directory)).mkdir(parents=True, exist_ok=True)
         options.setdefault("repo_id", folder.name)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as fresh:
-            url = super().save_pretrained(fresh, **options)
-            put_in_place(Path(fresh), folder)
-        return url
+            try:
+                return super().save_pretrained(fresh, **options)
+            finally:
+                if (Path(fresh) / "README.md").exists():  # the last: only a push can have failed
+                    put_in_place(Path(fresh), folder)
 
     def _save_pretrained(self, save_directory):
         config = json.dumps(self.config.to_dict(), indent=2)

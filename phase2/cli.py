@@ -6,10 +6,13 @@ Written by hand, over the functions of the package. Torch is imported by the com
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
+import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,6 +27,7 @@ except ModuleNotFoundError:
 
 __all__ = ["app", "main"]
 
+BYTES_A_TOKEN = 32  # more than a token has on average
 OPTIONS = "options.json"  # of a run, in its folder
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C has ended
 
@@ -201,7 +205,7 @@ def train(
         if not (out / CHECKPOINT).exists():
             raise KeyboardInterrupt("interrupted, nothing was saved") from stop
         again = f"go on with: phase2 train --resume --out {shlex.quote(str(out))}"
-        raise KeyboardInterrupt(f"{stop or 'interrupted'}; {again}") from stop
+        raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; {again}") from stop
 
 
 def remembered(context: typer.Context, given: dict[str, Any]) -> dict[str, Any]:
@@ -231,6 +235,17 @@ def remembered(context: typer.Context, given: dict[str, Any]) -> dict[str, Any]:
     return now
 
 
+@contextlib.contextmanager
+def learning_pairs():
+    """Say what takes a while, and let Ctrl-C end it at once, for no Python runs in it."""
+    typer.echo("phase2: learning byte pairs", err=True)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def beginning(context: typer.Context, options: dict[str, Any]):
     """The model to train, new or that of --init, and the texts, tokenized for it."""
     import torch
@@ -252,7 +267,8 @@ def beginning(context: typer.Context, options: dict[str, Any]):
     if options["resume"] and (options["out"] / TOKENIZER).exists():
         tokenizer = read_tokenizer(options["out"])
     size = options["vocab_size"] if isinstance(tokenizer, str) else None  # else it has its own
-    data = text_data(texts, tokenizer, size, held_out)
+    with learning_pairs() if tokenizer == "bpe" else contextlib.nullcontext():
+        data = text_data(texts, tokenizer, size, held_out)
     values = {"vocab_size": data.tokenizer.vocab_size, **fields(options["set_"] or [])}
     torch.manual_seed(options["seed"])
     return create_phase2_model(preset=options["preset"], **values), data
@@ -312,9 +328,13 @@ def load(checkpoint: str, device: str | None):
 
 def read_ids(model, text: list[Path], most: int | None = None):
     """The first tokens of text files as one row of ids for this model, (N,) int64."""
-    from phase2.training import read_documents, tokenize
+    from phase2.training import read_documents, split_documents, tokenize
 
-    return tokenize(read_documents(text), model.tokenizer).ids[:most].long()
+    documents = read_documents(text)
+    size = sum(map(len, documents))
+    if most and size > BYTES_A_TOKEN * most:  # tokens beyond need not be made
+        documents, _ = split_documents(documents, 1 - BYTES_A_TOKEN * most / size)
+    return tokenize(documents, model.tokenizer).ids[:most].long()
 
 
 @app.command()
@@ -355,8 +375,8 @@ def generate(
         silent = {} if sys.stdin.isatty() else {"read": lambda _: input()}  # no "> " in a pipe
         interact(model, max_new_tokens=max_tokens, **silent, **options)
         return
-    ids = model.tokenizer.encode(prompt).long()[None].to(place)
-    typer.echo(prompt, nl=False)
+    ids = model.tokenizer.encode(os.fsencode(prompt)).long()[None].to(place)
+    typer.echo(os.fsencode(prompt), nl=False)
     answer(model, ids, model.tokenizer.decode, max_tokens, print, **options)
 
 
@@ -374,7 +394,8 @@ def evaluate(
 
     model = load(checkpoint, device)
     scores = evaluate_model(model, read_ids(model, text))
-    lines = (f"{name.replace('_', ' '):>14} {value:.6g}" for name, value in scores.items())
+    shown = {name: x if isinstance(x, int) else f"{x:.6g}" for name, x in scores.items()}
+    lines = (f"{name.replace('_', ' '):>14} {value}" for name, value in shown.items())
     typer.echo(json.dumps(plain(scores), allow_nan=False) if as_json else "\n".join(lines))
 
 

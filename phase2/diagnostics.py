@@ -521,7 +521,9 @@ def compile_report(model, snapshots, seen, state, windows):
 # %% notebooks/10_diagnostics.ipynb#table
 def number(x):
     """A number in three digits, or all before the point; what is no float as it is."""
-    return str(x) if not isinstance(x, float) else f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}"
+    if not isinstance(x, float):
+        return str(x)
+    return f"{x:,.0f}" if 999.5 <= abs(x) < 1e9 else f"{x:.3g}"
 
 
 def columns(header, rows):
@@ -652,7 +654,9 @@ def draw_memory(axes, report):
         points = zip(memory["measured_window"], memory["effective_rank"], strict=True)
         known = [point for point in points if None not in point]
         axes.plot([x for x, _ in known], [y for _, y in known], "o", color=color)
-    axes.set(xscale="log", xlabel="window, tokens", ylabel="effective rank", ylim=(0, None))
+    axes.margins(y=0.1)  # whole dots
+    axes.set(xscale="log", xlabel="window, tokens", ylabel="effective rank")
+    axes.set_ylim(bottom=0)
 
 
 # %% notebooks/10_diagnostics.ipynb#plot

@@ -348,6 +348,7 @@ def generate_text(model, prompts, max_new_tokens, **options):
     """
     if taken := options.keys() & {"return_state", "attention_mask"}:
         raise TypeError(f"generate_text takes and gives text alone: {min(taken)} is of generate")
+    check_keys(options, [*SAMPLING_RULES, "generator", "state"])
     if not isinstance(prompts, Iterable):
         raise TypeError(f"prompts must be str, bytes or several, got {type(prompts).__name__}")
     tokenizer, alone = tokenizer_of(model), isinstance(prompts, str | bytes)

@@ -232,6 +232,8 @@ def read_documents(texts):
         ValueError: there is no text, or a text that is the name of a file.
     """
     kinds = str | bytes | bytearray | os.PathLike
+    if hasattr(texts, "read"):  # which is iterable, a line at a time
+        raise TypeError("texts must be str, bytes, Path or several, got a file: give its Path")
     several = isinstance(texts, Iterable) and not isinstance(texts, kinds)
     texts = list(texts) if several else [texts]
     for text in texts:
@@ -632,7 +634,7 @@ def check_run(config, data, settings, accelerator):
     length, processes = len(data.train.ids), accelerator.num_processes
     if length <= config.n_seq:
         raise ValueError(
-            f"the text must be longer than n_seq = {config.n_seq} tokens, got {length}"
+            f"the text to train on must be longer than n_seq = {config.n_seq} tokens, got {length}"
         )
     if data.tokenizer.vocab_size > config.vocab_size:
         need_ids, has = data.tokenizer.vocab_size, config.vocab_size
@@ -755,6 +757,9 @@ def write_atomically(path, write):
     Args:
         path: the file; its folder is made.
         write: called with a binary file open for writing, not yet in its place.
+
+    Raises:
+        OSError: it cannot be written; names the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -765,6 +770,14 @@ def write_atomically(path, write):
             file.flush()
             os.fsync(file.fileno())  # on the disk before the old one goes
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch.save puts an error of its own in the place of a full disk, or of Ctrl-C
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            cause.filename = str(path)
+        if isinstance(cause, OSError | KeyboardInterrupt):
+            raise cause from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -1075,10 +1088,11 @@ def record(run, entry):
 def summary(entry, bar):
     """One line for the progress bar; what is not looked at in every step keeps its last value."""
     names = {"gamma": "Γ", "snr": "SNR", "energy": "E"}
-    bar.shown |= {"loss": entry["loss"], "bits/byte": entry["bits_per_byte"]}
-    bar.shown |= {names[key]: sum(entry[key]) / len(entry[key]) for key in names if key in entry}
     bar.shown |= {"held out": entry["held_out"]} if "held_out" in entry else {}
-    return ", ".join(f"{name} {value:.3g}" for name, value in bar.shown.items())
+    bar.shown |= {"bits/byte": entry["bits_per_byte"], "loss": entry["loss"]}
+    bar.shown |= {names[key]: sum(entry[key]) / len(entry[key]) for key in names if key in entry}
+    known = {name: value for name, value in bar.shown.items() if value is not None}
+    return ", ".join(f"{name} {value:.3g}" for name, value in known.items())
 
 
 def progress_bar(run, visible):
@@ -1088,7 +1102,8 @@ def progress_bar(run, visible):
     bar = need("tqdm").tqdm(
         total=total, initial=run.step, unit="step", disable=hidden, mininterval=0.5
     )
-    bar.shown = {}
+    # in this order, for a narrow terminal cuts the end
+    bar.shown = dict.fromkeys(["held out", "bits/byte", "loss"])
     return bar
 
 
@@ -1141,7 +1156,7 @@ def train(
         out: folder for `training.pt`, `history.jsonl` and `tokenizer.json`, or None.
         resume: go on with the run in `out`, if there is one.
         accelerator: accelerate.Accelerator, to choose a device or bf16; None makes one, of CUDA if
-            there is any, else of the CPU.
+            there is any, else of the CPU, and of the precision of one made before in this process.
         on_step, progress: function called with each entry of the history; show a bar?
 
     Returns:

@@ -413,6 +413,25 @@ def test_a_save_that_fails_leaves_the_old_model(folder, monkeypatch, victim):
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
+def test_a_push_that_fails_leaves_the_new_model(folder, monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.PyTorchModelHubMixin.push_to_hub", offline)
+    model = create_phase2_model(d_model=8, n_layers=1, n_heads=1)
+    with pytest.raises(ConnectionError):
+        save_pretrained(model, folder, push_to_hub=True)
+    assert from_pretrained(folder).config == model.config
+
+
+def test_a_model_keeps_no_tokenizer_that_is_too_large(tmp_path):
+    pairs = text_data("the quick brown fox jumps over it " * 9, "bpe", 280).tokenizer
+    hub = to_hub(create_phase2_model(d_model=8, n_layers=1, n_heads=1), pairs)  # of 256 tokens
+    with pytest.raises(ValueError, match="the model knows 256"):
+        hub.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 # What a model has read
 
 

@@ -292,6 +292,7 @@ def test_failures_are_one_line_and_a_code(run, text, tmp_path, monkeypatch, argu
     said = phase2(*chosen, code=code)
     assert words.lower() in said.lower()
     if code == 1:
+        said = said.removeprefix("phase2: learning byte pairs\n")  # which takes a while
         assert said.startswith("phase2: error: ") and said.count("\n") == 1
 
 
@@ -390,3 +391,26 @@ def test_scores_that_are_no_numbers_are_null_in_json(run, text, tmp_path):
     options = ["--prompt", "a", "--temperature", 0]
     said = phase2("generate", tmp_path / "broken", *options, code=1)
     assert "logits must be finite" in said
+
+
+def test_a_prompt_need_not_be_text(run):
+    said = phase2("generate", run, "--prompt", "bad \udcff", "--max-tokens", 2)
+    assert said.startswith("bad ")
+
+
+def test_diagnose_makes_no_more_tokens_than_it_needs(run, monkeypatch):
+    from phase2 import cli
+    from phase2.checkpoints import from_pretrained
+
+    model, seen = from_pretrained(run), []
+    encode = model.tokenizer.encode
+    monkeypatch.setattr(model.tokenizer, "encode", lambda x: seen.append(len(x)) or encode(x))
+    long = run.parent / "long.txt"
+    long.write_text("é" * 100_000, encoding="utf-8")
+    ids = cli.read_ids(model, [long], 10)
+    assert len(ids) == 10 and max(seen) <= 32 * 10 + 1
+
+
+def test_counts_are_whole(run, text):
+    assert " tokens " in (said := phase2("evaluate", run, "--text", text))
+    assert said.split()[said.split().index("tokens") + 1].isdigit()

@@ -41,6 +41,7 @@ from phase2.training import (
     train,
     train_bpe,
     window_starts,
+    write_atomically,
 )
 
 accelerate = pytest.importorskip("accelerate")
@@ -616,7 +617,7 @@ def test_windows_feed_a_data_loader():
         (lambda: text_data([]), "some text"),
         (
             lambda: train_bpe([TEXT], 200),
-            "above 257, the bytes and the end, and at most a million; got 200",
+            "vocab_size must be an integer from 258 to 1000000, got 200",
         ),
     ],
 )
@@ -835,7 +836,7 @@ def test_texts_that_are_none_and_sizes_without_byte_pairs():
     assert torch.equal(text_data(text for text in [TEXT, TEXT]).train.ids, whole.train.ids)
     with pytest.raises(ValueError, match="vocab_size is for tokenizer='bpe', got 512"):
         text_data(TEXT, vocab_size=512)
-    with pytest.raises(ValueError, match="vocab_size must be above 257"):
+    with pytest.raises(ValueError, match="vocab_size must be an integer from 258"):
         text_data(TEXT, "bpe", vocab_size=0)
 
 
@@ -853,7 +854,39 @@ def test_windows_are_counted_from_either_end():
 def test_a_model_that_cannot_be_trained_is_refused():
     with pytest.raises(ValueError, match="must not be of float16"):
         train(tiny().half(), DATA, **RUN)
-    with pytest.raises(TypeError, match="must be a Phase2IntegratedModel, got DataParallel"):
+    with pytest.raises(TypeError, match="compiled or not, got DataParallel"):
         train(torch.nn.DataParallel(tiny()), DATA, **RUN)
     with pytest.raises(ValueError, match="all of them are frozen"):
         train(tiny().requires_grad_(False), DATA, **RUN)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_torch_hides_of_a_failed_save_is_said(tmp_path, error):
+    path = tmp_path / "training.pt"
+    path.write_bytes(b"old")
+
+    class Full:
+        def write(self, _):
+            raise error
+
+        def flush(self):
+            pass
+
+    with pytest.raises(type(error)) as raised:
+        write_atomically(path, lambda _: torch.save({"x": torch.zeros(9)}, Full()))
+    if isinstance(error, OSError):
+        assert raised.value.filename == str(path)
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_open_file_is_no_list_of_lines(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\n")
+    with open(path) as file, pytest.raises(TypeError, match="got a file: give its Path"):
+        text_data(file)
+
+
+def test_a_device_without_float64_is_refused():
+    accelerator = SimpleNamespace(device=torch.device("mps"), num_processes=1)
+    with pytest.raises(ValueError, match="must have float64, got mps"):
+        train(tiny(), DATA, accelerator=accelerator, steps=1)
