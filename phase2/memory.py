@@ -151,7 +151,7 @@ def check_finite(fast_weights):
 
 
 # %% notebooks/02_memory.ipynb#check-memory
-def check_memory(q, k, v, gamma, potential, eta, dt=1.0, fast_weights=None):
+def check_memory(q, k, v, gamma, potential, eta, dt, fast_weights=None):
     """Refuse inputs that the memory is not defined for, before anything is computed.
 
     Raises:

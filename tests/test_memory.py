@@ -149,7 +149,7 @@ def test_compiles(dtype):
     [
         (lambda x: x.update(q=x["q"][0]), r"q must have shape \(B, N, H, D\), got \(6, 2, 4\)"),
         (lambda x: x.update({n: x[n][..., :3] for n in "qkv"}), "D must be even .* got D = 3"),
-        (lambda x: x.update(gamma=x["gamma"] * 0), "gamma must be positive .* value is 0"),
+        (lambda x: x.update(gamma=x["gamma"] * 0), "gamma must be positive .* value is 0$"),
         (lambda x: x.update(gamma=x["gamma"] * torch.nan), "gamma must be positive"),
         (lambda x: x.update(eta=x["eta"][:, :2]), r"eta must have shape \(1, 6, 2\), got"),
         (lambda x: x.update(state=x["state"] * torch.nan), "state must be finite"),
