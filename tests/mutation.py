@@ -62,6 +62,7 @@ EXPLAINED = {
     "consolidation.remember: position > 0 or is_empty(state) -> position > 0 and is_empty(state)": (
         "changes the speed, not the result"
     ),
+    "consolidation.remember: position > 0 -> position < 0": "changes the speed, not the result",
     "consolidation.TOGETHER: 32 -> 64": "changes the speed, not the result",
     "consolidation.ConsolidatedMemory.backward: 5 -> 10": "autograd drops a None too many",
     "consolidation.ConsolidatedMemory.forward: ctx.set_materialize_grads(False) -> pass": (

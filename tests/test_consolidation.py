@@ -247,6 +247,8 @@ def test_a_given_memory_is_one_just_looked_at():
     for name, a, b in zip(given._fields, given, looked, strict=True):
         if name not in ("last_coherence", "gamma_shift", "last_key", "last_input"):
             torch.testing.assert_close(a, b, msg=name)
+    learned = given_memory(looked.fast_weights.requires_grad_())
+    assert learned.earlier.requires_grad and not learned.bound.requires_grad
     *_, first = remember(*sequence(10), given, 0, basis, config)
     assert (first.fast_weights.norm(dim=(-2, -1)) <= first.bound).all()
 
@@ -326,3 +328,13 @@ def test_the_peak_of_a_slow_memory_is_finite(gamma):
     torch.testing.assert_close(
         discrete_response(omega.float(), omega.float(), gamma), height.float()
     )
+
+
+@pytest.mark.parametrize("length", [100, 256])  # a part of a stretch, and several stretches
+def test_angles_of_half_precision_are_summed_with_all_digits(length):
+    inputs = [x.float() for x in sequence(length)]
+    inputs[3:] = (x.bfloat16() for x in inputs[3:])
+    config = setting(consolidate_every=128)
+    *_, state = remember(*inputs, empty_memory(2, 2, DIM), 0, None, config)
+    angle = inputs[4].double()[:, -min(length, 128) :].sum(1)
+    torch.testing.assert_close(state.turned, angle.float(), atol=1e-4, rtol=0)
