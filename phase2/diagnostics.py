@@ -692,19 +692,25 @@ PAGE = """<!doctype html>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff }}
 body {{ max-width: 64rem; margin: 2rem auto; padding: 0 1rem }}
 pre {{ overflow: auto; background: #f5f6f7; padding: 1rem }}
-img {{ max-width: 100% }}
+div {{ overflow: auto }}
+img {{ width: 100%; min-width: 44rem; border-radius: 0.5rem }}
+@media (prefers-color-scheme: dark) {{
+  body {{ color: #dde1e6; background: #14181c }}
+  pre {{ background: #1f252b }}
+}}
 </style>
 </head>
 <body>
 <h1>Phase 2 diagnostics</h1>
 <pre>{table}</pre>
-<img alt="{alt}" src="data:image/png;base64,{png}">
+<div><img alt="{alt}" src="data:image/png;base64,{png}"></div>
 <details><summary>All numbers, as JSON</summary><pre>{json}</pre></details>
 </body>
 </html>
 """
 
 
+# %% notebooks/10_diagnostics.ipynb#html-page
 def page(report):
     """See :meth:`Report.to_html`. ImportError without Matplotlib."""
     figure, png = plot(report), io.BytesIO()
