@@ -276,18 +276,13 @@ def beginning(context: typer.Context, options: dict[str, Any]):
 
 def run_training(context, settings, options) -> None:
     """Train a model, save it as a folder of the Hub's form, and say how it went."""
-    import torch
-
     from phase2.checkpoints import save_pretrained
-    from phase2.training import CHECKPOINT, need, write_atomically
+    from phase2.training import CHECKPOINT, new_accelerator, write_atomically
     from phase2.training import train as train_model
 
     out, resume = options["out"], options["resume"]
     model, data = beginning(context, options)
-    accelerator = need("accelerate").Accelerator(
-        mixed_precision=options["precision"],
-        cpu=options["cpu"] or not torch.cuda.is_available(),  # float64 is needed
-    )
+    accelerator = new_accelerator(options["cpu"], mixed_precision=options["precision"])
     if resume and accelerator.is_main_process and not (out / CHECKPOINT).exists():
         typer.echo(f"phase2: there is no run in {out} to resume; starting one", err=True)
 

@@ -63,6 +63,7 @@ __all__ = [
     "train_step",
     "check_run",
     "check_model",
+    "new_accelerator",
     "warn_of_another",
     "prepare",
     "held_out_bits",
@@ -674,6 +675,11 @@ def check_model(model):
         raise ValueError("model must not be of float16, in which training overflows: model.float()")
 
 
+def new_accelerator(cpu=False, **options):
+    """An Accelerator of CUDA or the CPU: not all others that it would choose have float64."""
+    return need("accelerate").Accelerator(cpu=cpu or not torch.cuda.is_available(), **options)
+
+
 # %% notebooks/08_training.ipynb#prepare
 def warn_of_another(tokenizer, model):
     """Warn if a model that was trained with one tokenizer is to be trained with another."""
@@ -1168,8 +1174,7 @@ def train(
         FloatingPointError: the loss is not finite.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once the run is saved.
     """
-    # not all devices that Accelerate would choose have float64
-    accelerator = accelerator or need("accelerate").Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = accelerator or new_accelerator()
     folder = Path(out) if out else None
     run = prepare(model, data, to_settings(settings, values), accelerator, folder)
     run_to_the_end(run, resume, progress, on_step)

@@ -432,6 +432,12 @@ def test_a_model_keeps_no_tokenizer_that_is_too_large(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_state_is_kept_for_a_model_alone(tmp_path):
+    model = create_phase2_model(d_model=8, n_layers=1, n_heads=1)
+    with pytest.raises(TypeError, match="got DataParallel"):
+        save_state(tmp_path / "s", empty_state(model.config, 1), torch.nn.DataParallel(model))
+
+
 # What a model has read
 
 

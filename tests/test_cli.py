@@ -414,3 +414,13 @@ def test_diagnose_makes_no_more_tokens_than_it_needs(run, monkeypatch):
 def test_counts_are_whole(run, text):
     assert " tokens " in (said := phase2("evaluate", run, "--text", text))
     assert said.split()[said.split().index("tokens") + 1].isdigit()
+
+
+def test_ctrl_c_ends_the_learning_of_byte_pairs(capsys):
+    from phase2.cli import learning_pairs
+
+    before = signal.getsignal(signal.SIGINT)
+    with learning_pairs():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "learning byte pairs" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from phase2.diagnostics import (
     forgetting,
     is_place,
     measured_window,
+    number,
     observe,
     over_time,
     recall,
@@ -478,3 +479,11 @@ def test_indices_from_numpy(model, ids):
     np = pytest.importorskip("numpy")
     one = recall(model, ids, layer=np.int64(1), head=np.int32(0), key=np.int64(3))
     assert torch.equal(one.answer, recall(model, ids, layer=1, head=0, key=3).answer)
+
+
+@pytest.mark.parametrize(
+    ("x", "shown"),
+    [(0.1234, "0.123"), (999.4, "999"), (999.5, "1,000"), (1234.5, "1,234"), (1e30, "1e+30")],
+)
+def test_numbers_in_three_digits(x, shown):
+    assert number(x) == shown

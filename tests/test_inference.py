@@ -533,3 +533,21 @@ def test_rows_that_are_not_there_and_tokens_that_are_none(model):
     assert generate(model, torch.zeros(0, 4, dtype=torch.long), 5).shape == (0, 9)
     with pytest.raises(ValueError, match="stop_token must be an integer from 0 to 255, got 999"):
         generate(model, torch.zeros(1, 4, dtype=torch.long), 5, stop_token=999)
+
+
+def test_a_session_ends_an_answer_at_the_end_of_a_document(model):
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.head.weight.zero_()  # all logits equal: greedy takes token 0, the end
+    assert session(model, ["go"], max_new_tokens=5) == ""
+    assert session(model, ["go"], max_new_tokens=5, stop_token=1) == 5 * "\0"
+
+
+def test_a_misspelt_option_is_named(model):
+    with pytest.raises(ValueError, match="unknown key 'temprature', did you mean 'temperature'"):
+        generate_text(model, "go", 2, temprature=1.0)
+
+
+def test_what_is_no_prompt_is_called_a_prompt():
+    with pytest.raises(ValueError, match="^prompts must be integers"):
+        pad_left([torch.tensor([0.5])])

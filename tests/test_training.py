@@ -13,8 +13,10 @@ import sys
 import textwrap
 import time
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, example, given, settings
@@ -34,9 +36,11 @@ from phase2.training import (
     batch_starts,
     bits_per_byte,
     parameter_groups,
+    progress_bar,
     read_torch,
     schedule,
     split_documents,
+    summary,
     text_data,
     train,
     train_bpe,
@@ -866,8 +870,13 @@ def test_what_torch_hides_of_a_failed_save_is_said(tmp_path, error):
     path.write_bytes(b"old")
 
     class Full:
-        def write(self, _):
-            raise error
+        writes = 0
+
+        def write(self, raw):
+            Full.writes += 1
+            if Full.writes > 1:  # from here on torch.save has an error of its own
+                raise error
+            return len(raw)
 
         def flush(self):
             pass
@@ -890,3 +899,28 @@ def test_a_device_without_float64_is_refused():
     accelerator = SimpleNamespace(device=torch.device("mps"), num_processes=1)
     with pytest.raises(ValueError, match="must have float64, got mps"):
         train(tiny(), DATA, accelerator=accelerator, steps=1)
+
+
+def test_warnings_name_the_line_that_called(tmp_path):
+    with pytest.warns(UserWarning, match="does not reach its peak") as seen:
+        train(tiny(), DATA, steps=1, warmup=9, progress=False)
+    assert {Path(warning.filename).name for warning in seen} == {Path(__file__).name}
+
+
+def test_a_bar_begins_with_what_matters_most():
+    bar = progress_bar(
+        SimpleNamespace(
+            accelerator=SimpleNamespace(is_main_process=True),
+            settings=SimpleNamespace(steps=9),
+            step=0,
+        ),
+        False,
+    )
+    entry = {"loss": 2.0, "bits_per_byte": 3.0, "gamma": [0.1], "snr": [4.0]}
+    assert summary(entry, bar) == "bits/byte 3, loss 2, Γ 0.1, SNR 4"
+    entry["held_out"] = 5.0  # only in some steps
+    assert summary(entry, bar) == "held out 5, bits/byte 3, loss 2, Γ 0.1, SNR 4"
+
+
+def test_numbers_of_byte_pairs_may_be_of_numpy():
+    assert train_bpe(["one two three " * 20], np.int64(270)).vocab_size <= 270
