@@ -225,7 +225,7 @@ def warn_overdamped(gamma, potential):
     ratio = damping_ratio(gamma.mean(), potential.abs().mean()).item()
     if ratio > OVERDAMPED:
         warn_caller(
-            f"Overdamped system detected: Γ/|V| = {ratio:.2f} (up to {OVERDAMPED:g} is fine). "
+            f"Overdamped system detected: Γ/|V| = {ratio:.2f}, above {OVERDAMPED:g}. "
             "Lower base_decay (or gamma_adjust_rate, if the controller adds to Γ), or the learning "
             "rate of the optimizer if training has led here.",
             OverdampedWarning,

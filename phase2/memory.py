@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = [
     "rotate",
+    "in_pairs",
     "as_complex",
     "as_real",
     "turn",
@@ -73,6 +74,12 @@ def rotate(x, angle):
 
 
 # %% notebooks/02_memory.ipynb#complex
+def in_pairs(pairs):
+    """Can (…, 2) be seen as complex numbers where it lies?"""
+    *steps, last = pairs.stride()
+    return last == 1 and not any(step % 2 for step in (*steps, pairs.storage_offset()))
+
+
 def as_complex(x):
     """Pairs of entries as complex numbers: (…, D) -> (…, D / 2), a view where x allows it.
 
@@ -80,12 +87,9 @@ def as_complex(x):
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     pairs = x.view(*x.shape[:-1], x.shape[-1] // 2, 2)
-    if not torch.compiler.is_compiling():  # a compiler does not see the layout
-        try:
-            return torch.view_as_complex(pairs)
-        except RuntimeError:  # not laid out in pairs
-            pass
-    return torch.view_as_complex(pairs.clone(memory_format=torch.contiguous_format))
+    if torch.compiler.is_compiling() or not in_pairs(pairs):  # a compiler does not see the layout
+        pairs = pairs.clone(memory_format=torch.contiguous_format)
+    return torch.view_as_complex(pairs)
 
 
 def as_real(x):
@@ -243,7 +247,12 @@ def cumulative_angle(angle):
 
 
 def times(x, factor):
-    """x times factor, as a new contiguous tensor: what matrix products want."""
+    """x times factor, as a new contiguous tensor: what matrix products want.
+
+    The factor of a bfloat16 x is rounded to bfloat16.
+    """
+    if x.dtype == torch.bfloat16:  # on a CPU, two types in a product are two more passes over x
+        factor = factor.to(x.dtype)
     if torch.compiler.is_compiling():
         return (x * factor).to(x.dtype).contiguous()  # a compiler does not keep the layout of `out`
     return torch.mul(x, factor, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
@@ -434,12 +443,14 @@ def rate_gradients(cq, ck, handed_on):
 def turn_back(x, dx, spin, size):
     """Leave the rotating frame: x̃ and dx̃, (B, n, H, C, D), and e^{−iΦ}, (B, N, H).
 
+    dx̃ is overwritten.
+
     Returns:
         ⟨dx̃, x̃⟩ of each token, complex (B, n, H, C), and dx, (B, N, H, D).
     """
     dtype, dx = x.dtype, as_complex(dx)
-    along = torch.linalg.vecdot(dx, as_complex(x))
-    return along, as_real(join_times(dx, spin.conj(), size)).to(dtype)
+    turned = as_real(join_times(dx, spin.conj(), size)).to(dtype)
+    return dx.conj_physical_().mul_(as_complex(x)).sum(-1), turned
 
 
 # %% notebooks/02_memory.ipynb#read-gradients

@@ -37,6 +37,7 @@ __all__ = [
     "check_heads",
     "Phase2Config",
     "learning_rate",
+    "for_products",
     "project",
     "previous",
     "blend",
@@ -241,6 +242,14 @@ def learning_rate(raw, hebbian_eta):
     return 2 * hebbian_eta * torch.sigmoid(raw)
 
 
+def for_products(x):
+    """x as autocast has it in products: cast once, where several of them read it."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(device))
+
+
 def project(block, h):
     """[q, k, v] = relu(W_qkv h) in heads: (…, d) -> three of (…, H, D)."""
     return block.qkv(h).relu().unflatten(-1, (3, *block.key_mix.shape)).unbind(-3)
@@ -430,12 +439,10 @@ def feed_forward(x, mix, up, down, last, mask=None):
     """
     if not x.shape[1]:
         return x, last
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:  # as autocast does
-        x, up, down = (w.to(torch.get_autocast_dtype(device)) for w in (x, up, down))
+    x, up, down = (for_products(w) for w in (x, up, down))
     before, first, end = row_ends(x, last, mask)
     weights = mix.to(x.dtype), before, first, up, down
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         return FeedForward.apply(x, *weights), end
 
 
@@ -523,7 +530,7 @@ class Phase2Block(WithBasis):
         """x (B, N, d_model), MemoryState, tokens read before -> x, state, Γ and V (B, N, H)."""
         if x.shape[1] == 1 and mask is None:
             return step(self, x, state, position)
-        h = self.memory_norm(x)
+        h = for_products(self.memory_norm(x))
         q, k, v = project(self, h)  # (B, N, H, D)
         wide = torch.promote_types(x.dtype, torch.float32)  # rates need more digits
         potential, gamma = self.potential(h)  # (B, N, H)
