@@ -23,7 +23,7 @@ from phase2.training import (
     ByteTokenizer,
     CheckpointError,
     as_tokenizer,
-    fit_weights,
+    check_weights,
     need,
     read_torch,
     save_tokenizer,
@@ -116,8 +116,10 @@ def read_config(path):
     """`config.json` -> Phase2Config.
 
     Raises:
-        CheckpointError: no JSON, or see :func:`parse_config`.
+        CheckpointError: no such file, no JSON, or see :func:`parse_config`.
     """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -293,7 +295,7 @@ class Phase2HubModel(
         check_options(options)
         self.tokenizer = check_size(self.tokenizer, self.config)
         (folder := Path(save_directory)).mkdir(parents=True, exist_ok=True)
-        options.setdefault("repo_id", folder.name)
+        options.setdefault("repo_id", folder.resolve().name)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as fresh:
             try:
                 return super().save_pretrained(fresh, **options)
@@ -341,7 +343,9 @@ def check_sizes(config, weights, path):
     if not isinstance(weights, dict):
         raise CheckpointError(f"{path}: weights must be a dict, got {type(weights).__name__}")
     if "embedding.weight" not in weights:
-        raise CheckpointError(f"{path}: lacks embedding.weight, which the configuration asks for")
+        first = next(iter(weights), None)
+        why = f"its first is {first}; of a compiled or wrapped model, save the model inside"
+        raise CheckpointError(f"{path}: lacks embedding.weight, {why}")
     layers = {name.split(".")[1] for name in map(str, weights) if name.startswith("blocks.")}
     if len(layers) != config.n_layers:
         why = f"its configuration asks for {config.n_layers}"
@@ -359,9 +363,10 @@ def load(cls, path):
     else:
         config, weights, tokenizer, source = read_folder(path)
     check_sizes(config, weights, source)
-    with torch.random.fork_rng(devices=[]):  # a model to be filled is no reason to draw numbers
+    with torch.device("meta"):  # takes no room, and draws no numbers, before the weights fit
         model = cls(config, tokenizer)
-    fit_weights(model, weights, source)
+    check_weights(model, weights, source)
+    model.to_empty(device="cpu").load_state_dict(weights)
     return model.eval()
 
 
@@ -369,7 +374,7 @@ def load(cls, path):
 def to_hub(model, tokenizer=None):
     """A Phase2HubModel that shares the weights of a Phase2IntegratedModel, compiled or not."""
     model = uncompiled(model)
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):  # its own weights are not needed
         hub = Phase2HubModel(model.config, tokenizer or getattr(model, "tokenizer", None))
     weights = model.state_dict()
     if other := min(weights.keys() ^ hub.state_dict().keys(), default=None):
@@ -450,7 +455,7 @@ def save_state(path, state, model):
     check_state(state, len(getattr(state, "position", ())), model.config)
     tensors = {"position": state.position}
     for i, layer in enumerate(state.layers):
-        tensors |= {f"{i}.{name}": x.clone() for name, x in layer._asdict().items()}
+        tensors |= {f"{i}.{name}": x for name, x in layer._asdict().items()}
     write_weights(path, tensors, model=identity(model))
 
 

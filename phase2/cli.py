@@ -194,7 +194,10 @@ def train(
     given = {**context.params, "text": text, "out": out}
     options = remembered(context, given) if resume else given
     if not options["text"]:
-        missing = f"{out / OPTIONS} of a run to resume is missing, so " if resume else ""
+        absent = next(
+            (name for name in (CHECKPOINT, OPTIONS) if not (out / name).exists()), OPTIONS
+        )
+        missing = f"{out / absent} of a run to resume is missing, so " if resume else ""
         raise typer.BadParameter(f"{missing}give at least one text file", param_hint="--text")
     settings = {
         name: options[name] for name in TrainSettings.__dataclass_fields__ if name in options
@@ -315,6 +318,8 @@ def load(checkpoint: str, device: str | None):
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros((), device=place).item()  # now, not after the work
+    except NotImplementedError as error:  # in a thousand characters
+        raise ValueError(f"--device {device}: not available here") from error
     except (AssertionError, RuntimeError) as error:  # of a device that is not there
         why = str(error).partition("\n")[0]
         raise ValueError(f"--device {device}: {why}") from error

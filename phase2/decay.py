@@ -197,7 +197,7 @@ class OverdampedWarning(UserWarning):
     """The memory forgets much faster than it turns."""
 
 
-THROUGH = ("phase2", "torch", "huggingface_hub")  # whose lines are not the caller's
+THROUGH = ("phase2", "torch", "accelerate", "huggingface_hub")  # whose lines are not the caller's
 
 
 def warn_caller(message, category):

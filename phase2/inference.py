@@ -175,6 +175,8 @@ def read_prompt(model, input_ids, state, attention_mask):
 def stream_steps(model, input_ids, state, attention_mask, max_new_tokens, stop_token, options):
     """The loop of :func:`stream`, its arguments checked."""
     logits, state = read_prompt(model, input_ids, state, attention_mask)
+    if not logits.isfinite().all():  # sampling from them would end a process's use of a GPU
+        raise ValueError("logits must be finite, they hold NaN or infinity (are the weights?)")
     over = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
     for _ in count() if max_new_tokens is None else range(max_new_tokens):
         token = choose_token(logits, **options)  # (B,)
@@ -209,12 +211,14 @@ def generate(model, input_ids, max_new_tokens, return_state=False, **options):
             "max_new_tokens must be an integer of at least 0, got None; stream() has no end"
         )
 
+    check_keys(options, [*SAMPLING_RULES, "attention_mask", "generator", "state"])
+
     def tokens():
         nonlocal state
         state = yield from stream(model, input_ids, max_new_tokens, **options)
 
     state = None
-    ids = torch.cat((input_ids, *(token[:, None] for token in tokens())), dim=1)
+    ids = torch.cat((input_ids.long(), *(token[:, None] for token in tokens())), dim=1)
     return (ids, state) if return_state else ids
 
 
@@ -508,7 +512,7 @@ def answer(model, prompt, decode, max_new_tokens, write, stop_token=None, **opti
         state = yield from stream(model, prompt, max_new_tokens, stop_token=stop_token, **options)
 
     state = None
-    for piece in stream_text(tokens(), decode, stop_token, prompt[0]):
+    for piece in stream_text(tokens(), decode, stop_token, prompt[0].tolist()):
         write(piece, end="", flush=True)
     write()
     return state

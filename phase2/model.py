@@ -89,7 +89,7 @@ __all__ = [
     "statistics",
     "PRESETS",
     "initialize",
-    "to_config",
+    "one_or_fields",
     "leave_behind",
     "forget",
     "predict",
@@ -155,7 +155,7 @@ def check_fields(settings, rules):
 CONFIG_RULES = {  # what is allowed in each field of `Phase2Config`
     **dict.fromkeys(["vocab_size", "d_model", "n_layers", "n_heads"], whole(1)),
     **dict.fromkeys(["n_seq", "consolidate_every"], whole(1)),
-    **dict.fromkeys(["base_decay", "dt"], real(1e-30, 1e30)),
+    **dict.fromkeys(["base_decay", "dt"], real(1e-12, 1e12)),
     "hebbian_eta": real(1e-30, 1e12),
     "snr_threshold": real(1e-3, 1e6),
     **dict.fromkeys(["snr_gamma_boost", "gamma_adjust_rate"], real(0, 1e30)),
@@ -923,8 +923,8 @@ def watch(model, gammas, potentials, state):
     Looking costs a synchronization with the device, so a model looks at its first call and whenever
     diagnostics are asked for.
     """
-    model.watched = True
-    if "overdamped" not in model.warned and gammas[0].numel():
+    model.watched = gammas[0].numel() > 0  # a call without tokens shows nothing
+    if "overdamped" not in model.warned and model.watched:
         gamma, potential = (torch.stack(x).detach() for x in (gammas, potentials))
         if warn_overdamped(gamma, potential):
             model.warned.add("overdamped")
@@ -983,15 +983,21 @@ def initialize(model):
         model.head.weight.normal_(std=0.5 * model.head.in_features**-0.5)
 
 
-def to_config(config, values):
-    """A Phase2Config from one, or from its fields by name, but not from both."""
-    if config is None:
-        return Phase2Config.from_dict(values)
+def one_or_fields(kind, name, given, values):
+    """A dataclass `kind`: the one given as `name`, or one of its fields by name, but not both.
+
+    Raises:
+        TypeError: what is given is no `kind`.
+        ValueError: both are given, or a field that is unknown or not allowed.
+    """
+    if given is None:
+        check_keys(values, kind.__dataclass_fields__)
+        return kind(**values)
     if values:
-        raise ValueError(f"give config or its fields, not both; got config and {', '.join(values)}")
-    if not isinstance(config, Phase2Config):
-        raise TypeError(f"config must be a Phase2Config, got {type(config).__name__}")
-    return config
+        raise ValueError(f"give {name} or its fields, not both; got {name} and {', '.join(values)}")
+    if not isinstance(given, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {type(given).__name__}")
+    return given
 
 
 # %% notebooks/07_model.ipynb#leave-behind
@@ -1058,7 +1064,7 @@ class Phase2IntegratedModel(torch.nn.Module):
 
     def __init__(self, config=None, **values):
         super().__init__()
-        self.config = config = to_config(config, values)
+        self.config = config = one_or_fields(Phase2Config, "config", config, values)
         self.embedding = torch.nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = torch.nn.ModuleList(Phase2Block(config) for _ in range(config.n_layers))
         self.norm = torch.nn.LayerNorm(config.d_model)

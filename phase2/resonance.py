@@ -54,6 +54,7 @@ def discrete_response(omega, potential, gamma, dt=1.0):
         ‖W‖² in the steady state, time²; periodic in ω with period 2π / dt.
     """
     omega = torch.as_tensor(omega)
+    omega = omega.to(torch.promote_types(omega.dtype, torch.float32))
     decay, angle = torch.as_tensor(gamma, dtype=omega.dtype) * dt, (omega - potential) * dt
     # 1 − 2 e^{−Γ dt} cos(…) + e^{−2Γ dt}, without its cancellation at the peak of a slow memory
     return dt**2 / (torch.expm1(-decay) ** 2 + 4 * torch.exp(-decay) * torch.sin(angle / 2) ** 2)
@@ -86,11 +87,7 @@ def diag_energy(fast_weights, basis):
     Returns:
         e, (B, H, D), in the unit of W.
     """
-    dtype = torch.promote_types(fast_weights.dtype, torch.float32)
-    basis = basis.to(fast_weights.device, dtype)
-    with torch.autocast(fast_weights.device.type, enabled=False):
-        # Ŵ_jj = Σ_i U_ij (W U)_ij: the rest of Ŵ is not needed
-        return ((fast_weights.to(dtype) @ basis) * basis).sum(-2).abs()
+    return in_basis(fast_weights, basis).diagonal(dim1=-2, dim2=-1).abs()
 
 
 # %% notebooks/04_resonance.ipynb#zeros-table

@@ -15,7 +15,6 @@ __all__ = [
     "gram_matrix",
     "noise_scale",
     "rejected",
-    "check_selection",
     "selection",
     "select",
     "snr_stats",
@@ -115,7 +114,12 @@ def rejected(weights, threshold):
     Returns:
         The noise's σ² D, (…), in float64; what is not selected 1 − G = τ² (W Wᵀ + τ² I)⁻¹,
         (…, D, D), and the selected share of the modes tr G / D, (…), in float32 or wider.
+
+    Raises:
+        ValueError: a threshold that float64 has no digits for.
     """
+    if not 1e-3 <= threshold <= 1e6:  # with less, rounding decides what is empty
+        raise ValueError(f"threshold must be from 0.001 to 1e6, got {threshold}")
     gram, dtype = gram_matrix(weights), torch.promote_types(weights.dtype, torch.float32)
     noise = noise_energy(gram)
     tau2 = threshold**2 * noise  # τ² = θ² σ² D
@@ -129,14 +133,6 @@ def rejected(weights, threshold):
 
 
 # %% notebooks/03_snr.ipynb#select
-def check_selection(threshold, gamma_boost):
-    """Refuse a threshold that float64 has no digits for, or a negative boost: ValueError."""
-    if not 1e-3 <= threshold <= 1e6:  # with less, rounding decides what is empty
-        raise ValueError(f"threshold must be from 0.001 to 1e6, got {threshold}")
-    if not gamma_boost >= 0:
-        raise ValueError(f"gamma_boost must be zero or more, got {gamma_boost}")
-
-
 def selection(written, threshold, gamma_boost):
     """The fixed matrix 1 − λ (1 − G) of equation (eq-select).
 
@@ -148,9 +144,10 @@ def selection(written, threshold, gamma_boost):
         The matrix (…, D, D), and the selected share (…), in float32 or wider.
 
     Raises:
-        ValueError: see :func:`check_selection`.
+        ValueError: a negative boost; see also :func:`rejected`.
     """
-    check_selection(threshold, gamma_boost)
+    if not gamma_boost >= 0:
+        raise ValueError(f"gamma_boost must be zero or more, got {gamma_boost}")
     _, noisy, share = rejected(written, threshold)
     # expm1(−β) = −λ
     return lift(math.expm1(-gamma_boost) * noisy, torch.ones_like(share)), share
@@ -173,7 +170,7 @@ def select(written, threshold=2.0, gamma_boost=1.0):
         W′ (B, H, D, D) in the dtype of `written`, and the selected share (B, H), between 0 and 1.
 
     Raises:
-        TypeError, ValueError: see :func:`check_matrices` and :func:`check_selection`.
+        TypeError, ValueError: see :func:`check_matrices`, :func:`selection` and :func:`rejected`.
     """
     check_matrices("written", written)
     keep, share = selection(written, threshold, gamma_boost)
@@ -196,10 +193,9 @@ def snr_stats(fast_weights, threshold=2.0):
         the memories of `selected_share` of the modes (0 to 1) and `noise_scale` σ; `threshold`.
 
     Raises:
-        TypeError, ValueError: see :func:`check_matrices` and :func:`check_selection`.
+        TypeError, ValueError: see :func:`check_matrices` and :func:`rejected`.
     """
     check_matrices("fast_weights", fast_weights)
-    check_selection(threshold, 0.0)
     noise, _, share = rejected(fast_weights, threshold)
     wide = torch.promote_types(fast_weights.dtype, torch.float32)
     sigma = (noise / fast_weights.shape[-1]).sqrt().to(wide)

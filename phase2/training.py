@@ -13,10 +13,11 @@ import random
 import re
 import signal
 import sys
+import tempfile
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from phase2.decay import warn_caller
-from phase2.model import check_fields, check_keys, check_value, real, uncompiled, whole
+from phase2.model import check_fields, check_value, one_or_fields, real, uncompiled, whole
 
 __all__ = [
     "ByteTokenizer",
@@ -73,7 +74,7 @@ __all__ = [
     "CheckpointError",
     "write_atomically",
     "read_torch",
-    "fit_weights",
+    "check_weights",
     "rng_state",
     "set_rng_state",
     "CHECKPOINT",
@@ -95,12 +96,12 @@ __all__ = [
     "foreign_files",
     "begin",
     "record",
+    "SHOWN",
     "summary",
     "progress_bar",
     "where_saved",
     "run_steps",
     "train",
-    "to_settings",
     "unwrap",
     "finish",
     "run_to_the_end",
@@ -123,9 +124,9 @@ class ByteTokenizer:
         if not isinstance(text, str | bytes | bytearray):  # bytearray(3) would be three zeros
             raise TypeError(f"text must be str or bytes, got {type(text).__name__}")
         raw = bytearray(text.encode() if isinstance(text, str) else text)
-        return (
-            torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
-        )
+        if not raw:  # which frombuffer refuses
+            return torch.empty(0, dtype=torch.uint8, device="cpu")
+        return torch.frombuffer(raw, dtype=torch.uint8)
 
     def decode(self, ids):
         """Ids -> str; what is no UTF-8, or no byte, becomes the replacement character."""
@@ -235,6 +236,9 @@ def read_documents(texts):
     kinds = str | bytes | bytearray | os.PathLike
     if hasattr(texts, "read"):  # which is iterable, a line at a time
         raise TypeError("texts must be str, bytes, Path or several, got a file: give its Path")
+    if isinstance(texts, Mapping):  # which is its keys
+        kind = type(texts).__name__
+        raise TypeError(f"texts must be str, bytes, Path or several, got {kind}: give its column")
     several = isinstance(texts, Iterable) and not isinstance(texts, kinds)
     texts = list(texts) if several else [texts]
     for text in texts:
@@ -293,10 +297,10 @@ class TextData(NamedTuple):
 
 def tokenize(documents, tokenizer):
     """A list of bytes -> Tokens, the documents one after the other with an `end` between two."""
-    end, pieces = torch.tensor([tokenizer.end]), []
+    pieces = []
     for document in documents:
         ids = tokenizer.encode(document)
-        pieces += [end.to(ids.dtype), ids] if pieces else [ids]
+        pieces += [ids.new_tensor([tokenizer.end]), ids] if pieces else [ids]
     size = sum(map(len, documents)) + max(0, len(documents) - 1)
     return Tokens(torch.cat(pieces) if pieces else tokenizer.encode(""), size)
 
@@ -307,8 +311,11 @@ def as_tokenizer(tokenizer):
 
     Raises:
         ValueError: it has no token that ends a document.
-        TypeError: it lacks `encode`, `decode`, `end` or `vocab_size`, see :class:`ByteTokenizer`.
+        TypeError: a class, or it lacks `encode`, `decode`, `end` or `vocab_size`, see
+            :class:`ByteTokenizer`.
     """
+    if isinstance(tokenizer, type):
+        raise TypeError(f"tokenizer must be a tokenizer, got the class {tokenizer.__name__}")
     tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)  # what `transformers` wraps
     if type(tokenizer).__module__.partition(".")[0] == "tokenizers":
         return BPETokenizer(getattr(tokenizer, "_tokenizer", tokenizer))  # of a ready-made class
@@ -398,8 +405,9 @@ def window_starts(length, n_seq, seed, epoch):
     generator = torch.Generator().manual_seed((1_000_003 * seed + epoch) % 2**32)
     count = max(1, length // n_seq - 1)
     slack = length - 1 - count * n_seq
-    shift = torch.randint(0, slack + 1, (), generator=generator)
-    return shift + n_seq * torch.randperm(count, generator=generator)
+    options = {"generator": generator, "device": "cpu"}
+    shift = torch.randint(0, slack + 1, (), **options)
+    return shift + n_seq * torch.randperm(count, **options)
 
 
 def batch_starts(length, n_seq, batch_size, seed, step):
@@ -535,7 +543,7 @@ def pieces(run):
 
 def read_windows(ids, starts, length, device):
     """The windows that begin at `starts`, with the token after each: (rows, length + 1) int64."""
-    return ids[starts[:, None] + torch.arange(length + 1)].long().to(device)
+    return ids[starts[:, None] + torch.arange(length + 1, device="cpu")].long().to(device)
 
 
 def loss_of(model, window, diagnose=False):
@@ -547,10 +555,10 @@ def loss_of(model, window, diagnose=False):
 
 
 # %% notebooks/08_training.ipynb#diverged
-def diverged(run, found):
-    """Raise the FloatingPointError of :func:`train_step`, saying what was found."""
-    rate = run.settings.learning_rate
-    raise FloatingPointError(f"step {run.step + 1}: {found}; lower learning_rate (now {rate:g})")
+def diverged(settings, step, found):
+    """Raise the FloatingPointError of :func:`train`, saying what was found in which step."""
+    rate = settings.learning_rate
+    raise FloatingPointError(f"step {step}: {found}; lower learning_rate (now {rate:g})")
 
 
 # %% notebooks/08_training.ipynb#gradient
@@ -568,7 +576,7 @@ def gradient(run, diagnose):
             try:
                 loss, diagnostics = loss_of(run.model, piece, diagnose and number == 1)
             except ValueError as error:  # the memory refuses rates that are not finite
-                diverged(run, str(error))
+                diverged(run.settings, run.step + 1, str(error))
             run.accelerator.backward(loss / len(parts))
         total = total + loss.detach() / len(parts)
         seen = seen or diagnostics
@@ -614,7 +622,8 @@ def train_step(run, stop=False):
     loss, asked = accelerator.reduce(torch.stack((loss, asked)), "mean").tolist()
     norm = float(accelerator.clip_grad_norm_(run.model.parameters(), settings.clip))
     if not math.isfinite(loss + norm):
-        diverged(run, f"the loss is {loss:.3g}, the norm of its gradient {norm:.3g}")
+        found = f"the loss is {loss:.3g}, the norm of its gradient {norm:.3g}"
+        diverged(settings, run.step + 1, found)
     run.optimizer.step()
     run.step, run.stopping = run.step + 1, asked > 0
     entry = {"step": run.step, "loss": loss}
@@ -720,7 +729,7 @@ def held_out_bits(run):
     if windows < 1:
         return None
     count = min(windows, run.settings.evaluate_windows)
-    starts = length * torch.linspace(0, windows - 1, count).round().long()
+    starts = length * torch.linspace(0, windows - 1, count, device="cpu").round().long()
     mine = starts[accelerator.process_index :: accelerator.num_processes]
     model.eval()
     total = torch.zeros((), device=accelerator.device)
@@ -731,17 +740,21 @@ def held_out_bits(run):
     return bits_per_byte(loss, tokens.bytes_per_token)
 
 
+# %% notebooks/08_training.ipynb#best
 def copy_weights(model):
     """The state dict of a model, copied to the CPU."""
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
 
 
 def evaluate_run(run):
     """Evaluate, keep the weights if they are the best, return `held_out` in bits per byte."""
-    bits = held_out_bits(run)
+    try:
+        bits = held_out_bits(run)
+    except ValueError as error:  # the memory refuses rates that are not finite
+        diverged(run.settings, run.step, str(error))
     if bits is None:
         return {}
-    if run.best is None or bits < run.best["bits"]:
+    if math.isfinite(bits) and (run.best is None or bits < run.best["bits"]):
         run.best = {"step": run.step, "bits": bits, "weights": copy_weights(run.plain_model)}
     return {"held_out": bits}
 
@@ -769,13 +782,13 @@ def write_atomically(path, write):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())  # on the disk before the old one goes
-        os.replace(temporary, path)
+    try:  # in a folder of its own: another process may be writing this file, too
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
+            with open(temporary := Path(folder) / path.name, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())  # on the disk before the old one goes
+            os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         # torch.save puts an error of its own in the place of a full disk, or of Ctrl-C
         cause = error.__context__ if isinstance(error, RuntimeError) else error
@@ -784,8 +797,6 @@ def write_atomically(path, write):
         if isinstance(cause, OSError | KeyboardInterrupt):
             raise cause from None
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # %% notebooks/08_training.ipynb#read
@@ -808,6 +819,8 @@ def read_torch(path):
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f"holds {named[1]}," if named else "is"
         why = f"{what} no checkpoint of tensors and plain values; refused, nothing in it was run"
+        if named and named[1].startswith("phase2."):
+            why += "; save config.to_dict() and model.state_dict()"
         raise CheckpointError(f"{path}: {why}") from error
     except Exception as error:  # a damaged file can fail in any way
         why = f"cut short, damaged, or no checkpoint ({type(error).__name__})"
@@ -818,11 +831,12 @@ def read_torch(path):
 
 
 # %% notebooks/08_training.ipynb#fit
-def fit_weights(model, weights, path):
-    """Load a state dict into a model, all of it or nothing.
+def check_weights(model, weights, path):
+    """Refuse a state dict that is not one of a model like this.
 
     Raises:
-        CheckpointError: names or shapes differ from the model's; naming the first.
+        CheckpointError: names or shapes differ from the model's, or what is no tensor of floats on
+            a device; naming the first.
     """
     if not isinstance(weights, dict):
         raise CheckpointError(f"{path}: weights must be a dict, got {type(weights).__name__}")
@@ -835,12 +849,13 @@ def fit_weights(model, weights, path):
         got, shape = weights[name], tuple(wanted[name].shape)
         if not isinstance(got, Tensor) or not got.is_floating_point():
             raise CheckpointError(f"{path}: {name} must be a tensor of floats")
+        if got.layout != torch.strided or got.is_meta:
+            raise CheckpointError(f"{path}: {name} must be dense, got {got.layout} on {got.device}")
         if tuple(got.shape) != shape:
             got = tuple(got.shape)
             raise CheckpointError(
                 f"{path}: {name} has shape {got}, its configuration asks for {shape}"
             )
-    model.load_state_dict(weights)
 
 
 # %% notebooks/08_training.ipynb#rng
@@ -911,7 +926,7 @@ def save_run(run):
     run.accelerator.wait_for_everyone()
 
 
-# %% notebooks/08_training.ipynb#resume
+# %% notebooks/08_training.ipynb#changes
 FREE = ("save_every", "patience", "accumulate")  # a step depends on none but for rounding
 
 
@@ -922,6 +937,7 @@ def changes(before, now):
     return ", ".join(f"{name} was {a!r} and is {b!r}" for name, a, b in pairs if a != b)
 
 
+# %% notebooks/08_training.ipynb#resume
 def resume_run(run):
     """Put a Run at step 0 where `training.pt` in its folder says.
 
@@ -935,14 +951,15 @@ def resume_run(run):
         for part, values in now.items():
             if changed := changes(state[part], values):
                 why = f"a run goes on as it began, but {part} changed: {changed}"
-                raise CheckpointError(f"{path}: {why}; or start a new run from its model")
+                raise CheckpointError(f"{path}: {why}; or start a new run with its model (--init)")
         precision = {"precision": run.accelerator.mixed_precision}
         if changed := changes({"precision": state["precision"]}, precision):
             raise CheckpointError(f"{path}: a run goes on as it began, but {changed}")
         if state["data"] != fingerprint(run.data):
             raise CheckpointError(f"{path}: text, tokenizer or held_out are not those of this run")
         history = read_history(run.folder / HISTORY, state["step"])
-        fit_weights(model, state["model_state_dict"], path)
+        check_weights(model, state["model_state_dict"], path)
+        model.load_state_dict(state["model_state_dict"])
         run.optimizer.load_state_dict(state["optimizer_state_dict"])
         run.step, run.best, run.history = state["step"], state["best"], history
         if run.accelerator.process_index < len(state["rng"]):
@@ -961,7 +978,7 @@ def read_history(path, steps):
     Raises:
         CheckpointError: there are fewer, or one is no JSON, or not of its step.
     """
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     if len(lines) < steps:
         raise CheckpointError(f"{path}: has {len(lines)} lines, the checkpoint is of step {steps}")
     try:
@@ -1007,8 +1024,9 @@ class Interruption:
             signal.signal(number, handler or signal.SIG_DFL)
 
     def leave(self, message):
-        """Stop for good: SystemExit if asked to terminate, else KeyboardInterrupt."""
+        """Stop for good: SystemExit if asked to terminate, else KeyboardInterrupt; say why."""
         if self.signal == signal.SIGTERM:
+            print(message, file=sys.stderr)  # which SystemExit with a number does not
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt(message)
 
@@ -1068,7 +1086,7 @@ def begin(run, resume):
             raise FileExistsError(f"{path} exists: resume, or choose another folder")
         resume_run(run)
     elif history.exists():  # of a run that was stopped before it was saved, or is under way
-        lines = history.read_text().split("\n")
+        lines = history.read_text(errors="replace").split("\n")
         cut_short = lines[-1][:1] in ("", "{")  # what is behind the last end of a line, if anything
         read_history(history, len(lines) - cut_short)
         if not resume:
@@ -1091,26 +1109,29 @@ def record(run, entry):
 
 
 # %% notebooks/08_training.ipynb#bar
-def summary(entry, bar):
-    """One line for the progress bar; what is not looked at in every step keeps its last value."""
-    names = {"gamma": "Γ", "snr": "SNR", "energy": "E"}
-    bar.shown |= {"held out": entry["held_out"]} if "held_out" in entry else {}
-    bar.shown |= {"bits/byte": entry["bits_per_byte"], "loss": entry["loss"]}
-    bar.shown |= {names[key]: sum(entry[key]) / len(entry[key]) for key in names if key in entry}
-    known = {name: value for name, value in bar.shown.items() if value is not None}
-    return ", ".join(f"{name} {value:.3g}" for name, value in known.items())
+# in this order, for a narrow terminal cuts the end
+SHOWN = {
+    "held_out": "held out",
+    "bits_per_byte": "bits/byte",
+    "loss": "loss",
+    "gamma": "Γ",
+    "snr": "SNR",
+    "energy": "E",
+}
+
+
+def summary(seen):
+    """One line for the progress bar, of the last values in the log: the mean of one a layer."""
+    values = ((name, seen[key]) for key, name in SHOWN.items() if key in seen)
+    means = ((name, sum(x) / len(x) if isinstance(x, list) else x) for name, x in values)
+    return ", ".join(f"{name} {x:.3g}" for name, x in means)
 
 
 def progress_bar(run, visible):
     """A tqdm bar over the steps of a run, in one process of several."""
     hidden = not (visible and run.accelerator.is_main_process)
-    total = run.settings.steps
-    bar = need("tqdm").tqdm(
-        total=total, initial=run.step, unit="step", disable=hidden, mininterval=0.5
-    )
-    # in this order, for a narrow terminal cuts the end
-    bar.shown = dict.fromkeys(["held out", "bits/byte", "loss"])
-    return bar
+    options = {"unit": "step", "disable": hidden, "mininterval": 0.5}
+    return need("tqdm").tqdm(total=run.settings.steps, initial=run.step, **options)
 
 
 # %% notebooks/08_training.ipynb#loop
@@ -1121,7 +1142,7 @@ def where_saved(run):
 
 def run_steps(run, interruption, progress=True, on_step=None):
     """Train until the last step, until patience ends, or until asked to stop."""
-    settings = run.settings
+    settings, seen = run.settings, {}
     with progress_bar(run, progress) as bar:
         while run.step < settings.steps and not out_of_patience(run):
             entry = train_step(run, stop=interruption.signal is not None)
@@ -1130,7 +1151,8 @@ def run_steps(run, interruption, progress=True, on_step=None):
                 entry |= evaluate_run(run)
                 last = last or out_of_patience(run)
             record(run, entry)
-            bar.set_postfix_str(summary(entry, bar), refresh=False)
+            seen |= entry  # what is not looked at in every step keeps its last value
+            bar.set_postfix_str(summary(seen), refresh=False)
             bar.update()
             if on_step:
                 on_step(entry)
@@ -1169,34 +1191,30 @@ def train(
         The history, a dict a step: see :func:`train_step`, :func:`evaluate_run`.
 
     Raises:
-        TypeError, ValueError: see :func:`check_model`, :func:`check_run` and :func:`to_settings`.
+        TypeError, ValueError: see :func:`check_model`, :func:`check_run` and
+            :func:`~phase2.model.one_or_fields`.
         FileExistsError, CheckpointError: see :func:`begin`, :func:`resume_run`.
         FloatingPointError: the loss is not finite.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once the run is saved.
     """
     accelerator = accelerator or new_accelerator()
     folder = Path(out) if out else None
-    run = prepare(model, data, to_settings(settings, values), accelerator, folder)
+    settings = one_or_fields(TrainSettings, "settings", settings, values)
+    run = prepare(model, data, settings, accelerator, folder)
     run_to_the_end(run, resume, progress, on_step)
     return run.history
 
 
 # %% notebooks/08_training.ipynb#finish
-def to_settings(settings, values):
-    """TrainSettings from one, or from its fields by name, but not from both."""
-    if settings is not None and values:
-        raise ValueError(f"give settings or its fields, not both; got both, {', '.join(values)}")
-    if not isinstance(settings, TrainSettings | None):
-        raise TypeError(f"settings must be TrainSettings, got {type(settings).__name__}")
-    check_keys(values, TrainSettings.__dataclass_fields__)
-    return settings or TrainSettings(**values)
-
-
 def unwrap(run):
     """Leave the model plain: it computes in its own precision again, and can be pickled."""
     options = {"keep_fp32_wrapper": False, "keep_torch_compile": False}
     model = run.accelerator.unwrap_model(run.model, **options)
-    vars(model).pop("forward", None)  # of Accelerate, in the place of the method
+    forward = vars(model).get("forward")
+    while hasattr(forward, "__func__"):  # a method, or one of a method if the model is compiled
+        forward = forward.__func__
+    if forward is type(model).forward:  # of Accelerate, in the place of the method
+        del model.forward
 
 
 def finish(run):

@@ -544,3 +544,39 @@ def test_what_is_around_a_model_is_not_saved(tmp_path):
     model = torch.nn.DataParallel(create_phase2_model(d_model=16, n_layers=1, n_heads=1))
     with pytest.raises(TypeError, match="must be a Phase2IntegratedModel, .* got DataParallel"):
         save_pretrained(model, tmp_path)
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda x: x.to("meta")])
+def test_weights_that_are_not_there_or_not_dense(model, tmp_path, change):
+    weights = model.state_dict()
+    weights["head.weight"] = change(weights["head.weight"])
+    torch.save({"model_state_dict": weights, "config": model.config.to_dict()}, tmp_path / "x.pt")
+    refused(tmp_path / "x.pt", "head.weight must be dense")
+
+
+def test_what_does_not_fit_takes_no_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(Phase2HubModel, "to_empty", None)  # would make the tensors
+    config = TINY | {"d_model": 16_384, "vocab_size": 1, "resonance_basis": "identity"}
+    weights = {"embedding.weight": torch.zeros(1, 16_384)}
+    weights |= dict.fromkeys(["blocks.0.x", "blocks.1.x"], torch.zeros(1))
+    torch.save({"model_state_dict": weights, "config": config}, tmp_path / "x.pt")
+    refused(tmp_path / "x.pt", "lacks blocks.0.key_mix")
+
+
+def test_hints_of_what_to_save(model, tmp_path):
+    compiled = {f"_orig_mod.{name}": weight for name, weight in model.state_dict().items()}
+    torch.save({"model_state_dict": compiled, "config": model.config.to_dict()}, tmp_path / "x.pt")
+    refused(tmp_path / "x.pt", "its first is _orig_mod.*save the model inside")
+    torch.save({"model_state_dict": {}, "config": model.config}, tmp_path / "y.pt")
+    refused(tmp_path / "y.pt", "save config.to_dict")
+
+
+def test_the_folder_one_is_in_has_a_name(model, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    pushed = []
+    monkeypatch.setattr(
+        Phase2HubModel, "push_to_hub", lambda self, repo_id, **_: pushed.append(repo_id)
+    )
+    save_pretrained(model, ".", push_to_hub=True)
+    assert pushed == ["mine"]

@@ -111,7 +111,7 @@ def test_version_and_module():
 def test_training_needs_text(text, tmp_path):
     assert "give at least one text file" in phase2("train", "--out", tmp_path, code=2)
     said = phase2("train", "--resume", "--out", tmp_path / "typo", code=2)
-    assert "typo" in said and "options.json of a run to resume is missing" in said
+    assert "typo" in said and "training.pt of a run to resume is missing" in said
     said = phase2("train", "--text", text, "--vocab-size", 300, "--out", tmp_path, code=1)
     assert "vocab_size is for tokenizer='bpe', got 300" in said
 

@@ -328,6 +328,10 @@ def test_the_peak_of_a_slow_memory_is_finite(gamma):
     torch.testing.assert_close(
         discrete_response(omega.float(), omega.float(), gamma), height.float()
     )
+    whole = torch.arange(3)  # a frequency may be an integer
+    torch.testing.assert_close(
+        discrete_response(whole, 0.0, gamma), discrete_response(whole.float(), 0.0, gamma)
+    )
 
 
 @pytest.mark.parametrize("length", [100, 256])  # a part of a stretch, and several stretches

@@ -551,3 +551,25 @@ def test_a_misspelt_option_is_named(model):
 def test_what_is_no_prompt_is_called_a_prompt():
     with pytest.raises(ValueError, match="^prompts must be integers"):
         pad_left([torch.tensor([0.5])])
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}])
+def test_a_broken_model_generates_nothing(options):
+    """Sampling from NaN would end a process's use of a GPU."""
+    broken = create_phase2_model(d_model=16, n_layers=1, n_heads=1)
+    with torch.no_grad():
+        broken.head.weight[7] = math.nan
+    for length in (1, 5):
+        with pytest.raises(ValueError, match="logits must be finite"):
+            generate(broken, prompts(2, length), 3, **options)
+
+
+def test_prompts_of_any_integer_type(model):
+    ids = prompts(2, 6)
+    for dtype in (torch.uint8, torch.uint16, torch.int32):
+        assert torch.equal(generate(model, ids.to(dtype), 3), generate(model, ids, 3))
+
+
+def test_an_unknown_option_is_named(model):
+    with pytest.raises(ValueError, match="unknown key 'top_K', did you mean 'top_k'"):
+        generate(model, prompts(1, 3), 2, top_K=3)

@@ -437,11 +437,11 @@ def poisoned(model, position=0):
         ({"n_layers": 2.0}, "n_layers must be an integer"),
         (
             {"base_decay": 0},
-            "base_decay must be a number of at least 1e-30 and at most 1e\\+30, got 0",
+            "base_decay must be a number of at least 1e-12 and at most 1e\\+12, got 0",
         ),
         (
             {"dt": float("nan")},
-            "dt must be a number of at least 1e-30 and at most 1e\\+30, got nan",
+            "dt must be a number of at least 1e-12 and at most 1e\\+12, got nan",
         ),
         ({"resonance_strength": 2}, "resonance_strength must be .* at most 1"),
         ({"resonance_basis": "wave"}, "resonance_basis must be one of zeta"),
@@ -663,3 +663,21 @@ def test_bases_have_the_digits_of_the_default_dtype():
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(basis.T @ basis, torch.eye(8).double(), atol=1e-12, rtol=0)
+
+
+def test_a_first_call_without_tokens_leaves_warnings_on():
+    model = tiny(base_decay=5.0)
+    model(tokens(1, 0))
+    with pytest.warns(UserWarning, match="Overdamped"):
+        model(tokens(1, 9))
+
+
+@pytest.mark.parametrize("base_decay", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("dt", [1e-12, 1.0, 1e12])
+@pytest.mark.filterwarnings("ignore::phase2.decay.OverdampedWarning")
+def test_the_ends_of_what_is_allowed_run(base_decay, dt):
+    model = tiny(base_decay=base_decay, dt=dt)
+    logits = model(tokens(2, 40))
+    logits.square().sum().backward()
+    assert logits.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

@@ -36,7 +36,6 @@ from phase2.training import (
     batch_starts,
     bits_per_byte,
     parameter_groups,
-    progress_bar,
     read_torch,
     schedule,
     split_documents,
@@ -80,25 +79,30 @@ def unbroken():
 # Resuming
 
 
+def draw(numbers, kill=None):
+    """A callback that draws random numbers, and dies after a step."""
+
+    def on_step(entry):
+        numbers[entry["step"]] = torch.rand(()).item(), random.random()
+        if entry["step"] == kill:
+            raise Killed
+
+    return on_step
+
+
+@pytest.fixture(scope="module")
+def drawn(unbroken):
+    numbers = {}
+    random.seed(1)
+    assert train(tiny(), DATA, **RUN, on_step=draw(numbers)) == unbroken[1]  # it changes nothing
+    return numbers
+
+
 # before the first save, at one (it is still to come then), between two, in the last step
 @pytest.mark.parametrize("kill", [3, 10, 13, RUN["steps"]])
-def test_killed_at_any_step_and_resumed_is_the_same_run(kill, unbroken, tmp_path):
-    torch.manual_seed(5)
-    drawn, again = {}, {}  # whatever else draws random numbers goes on as if nothing had happened
-
-    def draw(numbers, kill=None):
-        def on_step(entry):
-            numbers[entry["step"]] = torch.rand(()).item(), random.random()
-            if entry["step"] == kill:
-                raise Killed
-
-        return on_step
-
-    random.seed(1)
-    reference = tiny()
-    history = train(reference, DATA, **RUN, on_step=draw(drawn))
-    assert history == unbroken[1]  # a callback changes nothing
-
+def test_killed_at_any_step_and_resumed_is_the_same_run(kill, unbroken, drawn, tmp_path):
+    # whatever else draws random numbers goes on as if nothing had happened
+    (reference, history), again = unbroken, {}
     random.seed(1)
     with pytest.raises(Killed):
         train(tiny(), DATA, **RUN, out=tmp_path, on_step=draw(again, kill))
@@ -159,7 +163,7 @@ def test_ctrl_c_saves_after_the_step_and_resumes_exactly(unbroken, tmp_path):
     assert train(tiny(seed=1), DATA, **RUN, out=tmp_path, resume=True) == unbroken[1]
 
 
-def test_a_request_to_terminate_saves_too(tmp_path):
+def test_a_request_to_terminate_saves_too_and_says_so(tmp_path, capsys):
     def on_step(entry):
         if entry["step"] == 2:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -167,6 +171,7 @@ def test_a_request_to_terminate_saves_too(tmp_path):
     with pytest.raises(SystemExit) as left:
         train(tiny(), DATA, **RUN, out=tmp_path, on_step=on_step)
     assert left.value.code == 143
+    assert f"stopped after step 3, saved in {tmp_path}" in capsys.readouterr().err
     assert read_torch(tmp_path / "training.pt")["step"] == 3
 
 
@@ -908,19 +913,87 @@ def test_warnings_name_the_line_that_called(tmp_path):
 
 
 def test_a_bar_begins_with_what_matters_most():
-    bar = progress_bar(
-        SimpleNamespace(
-            accelerator=SimpleNamespace(is_main_process=True),
-            settings=SimpleNamespace(steps=9),
-            step=0,
-        ),
-        False,
-    )
-    entry = {"loss": 2.0, "bits_per_byte": 3.0, "gamma": [0.1], "snr": [4.0]}
-    assert summary(entry, bar) == "bits/byte 3, loss 2, Γ 0.1, SNR 4"
-    entry["held_out"] = 5.0  # only in some steps
-    assert summary(entry, bar) == "held out 5, bits/byte 3, loss 2, Γ 0.1, SNR 4"
+    seen = {"step": 1, "loss": 2.0, "bits_per_byte": 3.0, "gamma": [0.1, 0.3], "snr": [4.0]}
+    assert summary(seen) == "bits/byte 3, loss 2, Γ 0.2, SNR 4"
+    seen["held_out"] = 5.0  # only in some steps
+    assert summary(seen) == "held out 5, bits/byte 3, loss 2, Γ 0.2, SNR 4"
 
 
 def test_numbers_of_byte_pairs_may_be_of_numpy():
     assert train_bpe(["one two three " * 20], np.int64(270)).vocab_size <= 270
+
+
+def test_two_may_write_one_file(tmp_path):
+    path = tmp_path / "file"
+
+    def write(file):
+        file.write(b"first")
+        write_atomically(path, lambda other: other.write(b"second"))
+        assert path.read_bytes() == b"second"
+
+    write_atomically(path, write)
+    assert path.read_bytes() == b"first"
+    assert [x.name for x in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_that_diverges_before_an_evaluation_says_so():
+    choice = {"steps": 3, "warmup": 1, "learning_rate": 1e38, "evaluate_every": 1}
+    with pytest.raises(FloatingPointError, match=r"step 1: .*lower learning_rate"):
+        train(tiny(), DATA, **choice, progress=False)
+
+
+def test_a_score_that_is_no_number_is_not_the_best(monkeypatch):
+    scores = iter([math.nan, 3.0, 2.0, math.nan])
+    monkeypatch.setattr(training, "held_out_bits", lambda run: next(scores))
+    run = training.prepare(tiny(), DATA, TrainSettings(), accelerate.Accelerator(cpu=True))
+    for step in range(1, 5):
+        run.step = step
+        training.evaluate_run(run)
+    assert (run.best["step"], run.best["bits"]) == (3, 2.0)
+
+
+def test_a_default_device_is_not_that_of_texts():
+    with torch.device("meta"):
+        data = text_data(["one text, " * 20, "another", b""], held_out=0.2)
+        starts = training.window_starts(len(data.train.ids), 8, seed=0, epoch=0)
+        rows = training.read_windows(data.train.ids, starts, 8, "cpu")
+        assert not (rows.is_meta or data.tokenizer.encode("").is_meta)
+        assert rows.shape == (len(starts), 9)
+
+
+def test_a_forward_of_the_users_own_stays():
+    model, calls = tiny(), []
+
+    def forward(*args, **options):
+        calls.append(1)
+        return type(model).forward(model, *args, **options)
+
+    model.forward = forward
+    train(model, DATA, steps=1, warmup=1, progress=False)
+    assert model.forward is forward and calls
+
+
+def test_a_mapping_or_a_class_is_no_text_and_no_tokenizer():
+    with pytest.raises(TypeError, match="got dict: give its column"):
+        text_data({"text": ["one", "two"]})
+    with pytest.raises(TypeError, match="got the class ByteTokenizer"):
+        text_data("some text", tokenizer=ByteTokenizer)
+
+
+def test_a_log_that_is_no_text(tmp_path):
+    (tmp_path / "history.jsonl").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(CheckpointError, match="history.jsonl: damaged"):
+        train(tiny(), DATA, **RUN, out=tmp_path)
+
+
+def test_warnings_in_half_precision_name_the_caller():
+    state = accelerate.state.AcceleratorState
+    state._reset_state(True)  # one precision a process, as long as nobody asks for this
+    try:
+        half = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
+        with pytest.warns(UserWarning, match="Overdamped") as seen:
+            choice = {"steps": 1, "warmup": 1, "accelerator": half, "progress": False}
+            train(tiny(base_decay=5.0), DATA, **choice)
+    finally:
+        state._reset_state(True)
+    assert {warning.filename for warning in seen} == {__file__}

@@ -3,12 +3,14 @@
     python tests/benchmarks/diagnostics.py [--threads 1] [--rounds 15]
 
 Small preset, 4 rows of 512 tokens: a training step (forward, backward), a forward pass, and one
-token of decoding. The two are timed alternately, and the fastest of the rounds is compared: what
-else the machine does can only add.
+token of decoding, as most are and one at which memories are consolidated. With and without are
+timed alternately, and the fastest of the rounds is compared: what else the machine does can only
+add.
 Then the time of each part of the diagnostics, alone.
 """
 
 import argparse
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,8 @@ from phase2.snr import snr_stats
 def cases(model, ids):
     targets = ids.roll(-1, 1)
     with torch.no_grad():
-        _, state = model(ids[:1], return_state=True)
+        _, due = model(ids[:1], return_state=True)  # the next token begins with a consolidation
+        _, ordinary = model(ids[:1, :-10], return_state=True)
 
     def training(look):
         result = model(ids, return_diagnostics=look)
@@ -34,10 +37,15 @@ def cases(model, ids):
         model(ids, return_diagnostics=look)
 
     @torch.no_grad()
-    def decoding(look):
+    def decoding(look, state):
         model(ids[:1, :1], state=state, return_diagnostics=look)
 
-    return {"training step": training, "forward": forward, "one token": decoding}
+    return {
+        "training step": training,
+        "forward": forward,
+        "one token": functools.partial(decoding, state=ordinary),
+        "one that consolidates": functools.partial(decoding, state=due),
+    }
 
 
 @torch.no_grad()
@@ -64,15 +72,15 @@ def main():
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model, ids = create_phase2_model(preset="small"), torch.randint(0, 256, (4, 512))
-    print(f"{'':16s} {'off, ms':>9} {'on, ms':>9} {'overhead':>9}")
+    print(f"{'':22s} {'off, ms':>9} {'on, ms':>9} {'overhead':>9}")
     for name, call in cases(model, ids).items():
         times = in_turns(
             {look: lambda look=look, call=call: call(look) for look in (False, True)}, rounds
         )
         off, on = times.values()
-        print(f"{name:16s} {1000 * off:9.2f} {1000 * on:9.2f} {100 * (on / off - 1):+8.1f} %")
+        print(f"{name:22s} {1000 * off:9.2f} {1000 * on:9.2f} {100 * (on / off - 1):+8.1f} %")
     for name, call in parts(model, ids).items():
-        print(f"  {name:14s} {'':9} {1000 * best(call, rounds):9.2f}")
+        print(f"  {name:20s} {'':9} {1000 * best(call, rounds):9.2f}")
 
 
 if __name__ == "__main__":
