@@ -218,7 +218,8 @@ def generate(model, input_ids, max_new_tokens, return_state=False, **options):
         state = yield from stream(model, input_ids, max_new_tokens, **options)
 
     state = None
-    ids = torch.cat((input_ids.long(), *(token[:, None] for token in tokens())), dim=1)
+    new = [token[:, None] for token in tokens()]
+    ids = torch.cat((input_ids.long(), *new), dim=1)
     return (ids, state) if return_state else ids
 
 

@@ -83,10 +83,14 @@ def test_any_model_on_any_input(values, shape, batch, length, kind, dtype, cut, 
         assert all(x.isfinite().all() for layer in state.layers for x in layer)
         *_, found = model(ids, attention_mask=mask, return_diagnostics=True)
     for stats in found["stability_metrics"]:
-        assert stats["margin"] > -1e-2, stats  # no memory exceeds its bound, but for rounding
+        # no memory exceeds its bound, but for rounding: six times 0.2 % in bfloat16
+        assert stats["margin"] > -1.2e-2, stats
     if dtype == "float64":
         whole = model(ids, attention_mask=mask)
-        real = slice(None) if mask is None else mask != 0
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
+        if kind == "packed" and 0 < cut < length:  # a document that begins with a call goes on
+            before, after = mask[:, cut - 1], mask[:, cut]
+            real[(before != 0) & (before != after)] = False
         torch.testing.assert_close(torch.cat(parts, 1)[real], whole[real], atol=1e-6, rtol=1e-6)
 
 

@@ -571,5 +571,5 @@ def test_prompts_of_any_integer_type(model):
 
 
 def test_an_unknown_option_is_named(model):
-    with pytest.raises(ValueError, match="unknown key 'top_K', did you mean 'top_k'"):
-        generate(model, prompts(1, 3), 2, top_K=3)
+    with pytest.raises(ValueError, match="unknown key 'temprature', did you mean 'temperature'"):
+        generate(model, prompts(1, 3), 2, temprature=3)

@@ -759,7 +759,7 @@ def test_what_is_no_text_or_no_data_is_refused():
     for wrong in (lambda: ByteTokenizer().encode(3), lambda: train(tiny(), TEXT, **RUN)):
         with pytest.raises(TypeError, match="must be"):
             wrong()
-    with pytest.raises(TypeError, match="settings must be TrainSettings, got dict"):
+    with pytest.raises(TypeError, match="settings must be a TrainSettings, got dict"):
         train(tiny(), DATA, {"steps": 2})
     assert text_data(TEXT.encode()).train.ids.equal(DATA.train.ids)
     assert ByteTokenizer().decode([-100, 65, 300]) == "\ufffdA\ufffd"
