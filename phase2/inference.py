@@ -9,7 +9,7 @@ from itertools import chain, count, groupby
 import torch
 
 from phase2.model import check_input, check_keys, check_value, real, whole
-from phase2.training import ByteTokenizer, as_tokenizer, read_documents
+from phase2.training import ByteTokenizer, Tokens, as_tokenizer, read_documents
 
 __all__ = [
     "choose_token",
@@ -430,10 +430,13 @@ def bytes_predicted(model, ids, piece):
 def text_ids(model, text):
     """Token ids (N,) of a text (str, bytes) or a file (Path), for this model; ids as they are.
 
+    Tokens, as TextData has, are their ids.
+
     Raises:
         TypeError, ValueError: see :func:`as_ids`; the name of a file as a text.
         OSError: the file cannot be read.
     """
+    text = text.ids if isinstance(text, Tokens) else text
     if isinstance(text, str | bytes | os.PathLike):
         (document,) = read_documents(text)
         text = tokenizer_of(model).encode(text if isinstance(text, str) else document)
@@ -456,7 +459,7 @@ def evaluate(model, ids, piece=1024, n_bytes=None):
         TypeError, ValueError: see :func:`surprisals` and :func:`text_ids`; `n_bytes` not above 0.
         OSError: the file cannot be read.
     """
-    if isinstance(ids, str | bytes | os.PathLike):  # ids stay as they are: slices are read of them
+    if isinstance(ids, str | bytes | os.PathLike | Tokens):  # others stay: slices are read of them
         ids = text_ids(model, ids)
     if n_bytes is not None:
         check_value("n_bytes", n_bytes, real(0, above=True))

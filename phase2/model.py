@@ -49,6 +49,7 @@ __all__ = [
     "FeedForward",
     "PART",
     "FEW",
+    "INTEL",
     "shared",
     "linear",
     "Linear",
@@ -385,6 +386,8 @@ class FeedForward(torch.autograd.Function):
 # %% notebooks/07_model.ipynb#linear
 PART = 64  # rows of a weight that one thread reads at a time
 FEW = 64  # rows of x up to which reading the weight is what a product costs
+# on these processors `F.linear` reads with all threads itself
+INTEL = "Intel" in getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
 
 
 def shared(x, weight):
@@ -395,7 +398,7 @@ def shared(x, weight):
     if not few or weight.numel() < 2**16 or weight.shape[0] % PART:
         return False
     # in this order, for a compiler cannot go on where the number of threads is asked for
-    return torch.compiler.is_compiling() or torch.get_num_threads() > 1
+    return torch.compiler.is_compiling() or (torch.get_num_threads() > 1 and not INTEL)
 
 
 def linear(x, weight):

@@ -36,6 +36,7 @@ __all__ = [
     "ENDS",
     "BPETokenizer",
     "train_bpe",
+    "check_no_name",
     "read_documents",
     "split_documents",
     "Tokens",
@@ -65,6 +66,7 @@ __all__ = [
     "check_run",
     "check_model",
     "new_accelerator",
+    "as_accelerator",
     "warn_of_another",
     "prepare",
     "held_out_bits",
@@ -225,13 +227,25 @@ def train_bpe(documents, vocab_size):
     return BPETokenizer(tokenizer)
 
 
+# %% notebooks/08_training.ipynb#check-no-name
+def check_no_name(text):
+    """Refuse a str that is the name of a file, with a ValueError; warn of one that looks like it.
+
+    Names of files are given as Path: a str is the text itself.
+    """
+    if len(text) < 1000 and os.path.isfile(text):
+        raise ValueError(f"{text!r} is the text itself; to read that file, give a Path")
+    if re.fullmatch(r"\S{1,250}\.\w{1,5}", text):
+        warn_caller(f"{text!r} is read as a text; a file would be given as a Path", UserWarning)
+
+
 # %% notebooks/08_training.ipynb#documents
 def read_documents(texts):
     """A text (str, bytes), a path, or a list of them -> list of bytes, one a document.
 
     Raises:
         TypeError: something is no text.
-        ValueError: there is no text, or a text that is the name of a file.
+        ValueError: there is no text; or see :func:`check_no_name`.
     """
     kinds = str | bytes | bytearray | os.PathLike
     if hasattr(texts, "read"):  # which is iterable, a line at a time
@@ -244,8 +258,8 @@ def read_documents(texts):
     for text in texts:
         if not isinstance(text, kinds):
             raise TypeError(f"texts must be str, bytes, Path or several, got {type(text).__name__}")
-        if isinstance(text, str) and len(text) < 1000 and os.path.isfile(text):
-            raise ValueError(f"{text!r} is the text itself; to read that file, give a Path")
+        if isinstance(text, str):
+            check_no_name(text)
     texts = [text.encode() if isinstance(text, str) else text for text in texts]
     read = [
         bytes(text) if isinstance(text, bytes | bytearray) else Path(text).read_bytes()
@@ -687,6 +701,16 @@ def check_model(model):
 def new_accelerator(cpu=False, **options):
     """An Accelerator of CUDA or the CPU: not all others that it would choose have float64."""
     return need("accelerate").Accelerator(cpu=cpu or not torch.cuda.is_available(), **options)
+
+
+def as_accelerator(accelerator):
+    """An Accelerator as it is, a new one for None; TypeError for anything else."""
+    if accelerator is None:
+        return new_accelerator()
+    if not isinstance(accelerator, kind := need("accelerate").Accelerator):
+        got = type(accelerator).__name__
+        raise TypeError(f"accelerator must be an accelerate.{kind.__name__}, got {got}")
+    return accelerator
 
 
 # %% notebooks/08_training.ipynb#prepare
@@ -1197,7 +1221,7 @@ def train(
         FloatingPointError: the loss is not finite.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once the run is saved.
     """
-    accelerator = accelerator or new_accelerator()
+    accelerator = as_accelerator(accelerator)
     folder = Path(out) if out else None
     settings = one_or_fields(TrainSettings, "settings", settings, values)
     run = prepare(model, data, settings, accelerator, folder)

@@ -573,3 +573,8 @@ def test_prompts_of_any_integer_type(model):
 def test_an_unknown_option_is_named(model):
     with pytest.raises(ValueError, match="unknown key 'temprature', did you mean 'temperature'"):
         generate(model, prompts(1, 3), 2, temprature=3)
+
+
+def test_the_held_out_part_of_data_is_evaluated_as_it_is(model):
+    data = text_data("".join(f"{n} is {n * n}; " for n in range(99)), held_out=0.2)
+    assert evaluate(model, data.held_out) == evaluate(model, data.held_out.ids)

@@ -307,7 +307,9 @@ def test_what_is_measured_has_no_gradient(length):
 
 
 @pytest.fixture
-def two_threads():
+def two_threads(monkeypatch):
+    """Of a processor on which PyTorch does not share products of few rows itself."""
+    monkeypatch.setattr("phase2.model.INTEL", False)
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
@@ -332,7 +334,7 @@ def test_threads_share_a_product(two_threads, shape, laid_out):
         torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=1e-4)
 
 
-def test_products_that_threads_do_not_share(two_threads):
+def test_products_that_threads_do_not_share(two_threads, monkeypatch):
     x, weight = torch.randn(1, 256), torch.randn(320, 256)
     assert shared(x, weight)
     assert not shared(x, weight[: 5 * PART - 1])  # not in whole parts
@@ -343,6 +345,9 @@ def test_products_that_threads_do_not_share(two_threads):
         assert linear(x, weight).dtype == torch.bfloat16
     whole = torch.compile(linear, backend="eager", fullgraph=True)  # raises if it must be cut
     torch.testing.assert_close(whole(x, weight), linear(x, weight), atol=1e-4, rtol=1e-5)
+    monkeypatch.setattr("phase2.model.INTEL", True)
+    assert not shared(x, weight)
+    monkeypatch.setattr("phase2.model.INTEL", False)
     torch.set_num_threads(1)
     assert not shared(x, weight)
 

@@ -997,3 +997,17 @@ def test_warnings_in_half_precision_name_the_caller():
     finally:
         state._reset_state(True)
     assert {warning.filename for warning in seen} == {__file__}
+
+
+def test_a_name_is_not_taken_for_a_text_without_a_word():
+    with pytest.warns(UserWarning, match="'corpus.txt' is read as a text") as seen:
+        text_data("corpus.txt")
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text_data("A sentence, e.g. this one.")
+
+
+def test_what_is_no_accelerator():
+    with pytest.raises(TypeError, match="accelerator must be an accelerate.Accelerator, got str"):
+        train(tiny(), DATA, **RUN, accelerator="cpu")
