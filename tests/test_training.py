@@ -903,7 +903,7 @@ def test_an_open_file_is_no_list_of_lines(tmp_path):
 def test_a_device_without_float64_is_refused():
     accelerator = SimpleNamespace(device=torch.device("mps"), num_processes=1)
     with pytest.raises(ValueError, match="must have float64, got mps"):
-        train(tiny(), DATA, accelerator=accelerator, steps=1)
+        training.check_run(tiny().config, DATA, TrainSettings(), accelerator)
 
 
 def test_warnings_name_the_line_that_called(tmp_path):
