@@ -87,7 +87,11 @@ def diag_energy(fast_weights, basis):
     Returns:
         e, (B, H, D), in the unit of W.
     """
-    return in_basis(fast_weights, basis).diagonal(dim1=-2, dim2=-1).abs()
+    dtype = torch.promote_types(fast_weights.dtype, torch.float32)
+    basis = basis.to(fast_weights.device, dtype)
+    with torch.autocast(fast_weights.device.type, enabled=False):
+        # Ŵ_jj = Σ_i U_ij (W U)_ij: the rest of Ŵ is not needed, and one product is half of two
+        return ((fast_weights.to(dtype) @ basis) * basis).sum(-2).abs()
 
 
 # %% notebooks/04_resonance.ipynb#zeros-table

@@ -707,9 +707,9 @@ def as_accelerator(accelerator):
     """An Accelerator as it is, a new one for None; TypeError for anything else."""
     if accelerator is None:
         return new_accelerator()
-    if not isinstance(accelerator, kind := need("accelerate").Accelerator):
-        got = type(accelerator).__name__
-        raise TypeError(f"accelerator must be an accelerate.{kind.__name__}, got {got}")
+    if not isinstance(accelerator, need("accelerate").Accelerator):
+        kind = type(accelerator).__name__
+        raise TypeError(f"accelerator must be an accelerate.Accelerator, got {kind}")
     return accelerator
 
 
