@@ -54,6 +54,7 @@ EXPLAINED = {
     "snr.RIDGE: 0.0001 -> 0.0002": "a tolerance for rounding: σ changes by 1e-4",
     "memory.memory_chunked: 64 -> 128": "changes the speed, not the result",
     "memory.as_complex: 2 -> 4": "a copy where a view would do",
+    "memory.in_pairs: 2 -> 4": "a copy where a view would do",
     "memory.GONE: 700.0 -> 1400.0": "e^{-700} and e^{-1400} are both nothing",
     "memory.with_decays: within.to(q.dtype) -> within": "a product in place takes either dtype",
     "memory.turn_back: as_real(join_times(dx, spin.conj(), size)).to(dtype) -> "

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phase2.memory import as_complex, evolve, memory_chunked, memory_recurrent
+from phase2.memory import as_complex, evolve, memory_chunked, memory_recurrent, times
 
 
 def inputs(batch, length, heads, dim, dtype, seed, fastest=1.0):
@@ -102,6 +102,15 @@ def test_a_long_memory_of_half_precision_writes_is_summed_in_float32():
     _, wanted = memory_chunked(*(x.float() for x in half))
     assert (W - wanted).norm() < 0.005 * wanted.norm()  # of each write, and not of their sum
     assert evolve(W.bfloat16(), *torch.ones(2, 1, 1)).dtype == torch.bfloat16
+
+
+def test_a_factor_is_rounded_with_bfloat16_alone():
+    x, factor = torch.randn(3, 4, 5), torch.rand(3, 4, 1)
+    assert torch.equal(times(x.bfloat16(), factor), x.bfloat16() * factor.bfloat16())
+    half = x.half()  # whose range is too small for a learning rate
+    assert torch.equal(times(half, factor), (half.float() * factor).half())
+    assert times(torch.zeros(2).half(), torch.tensor([1e5, 1.0])).isfinite().all()
+    assert torch.equal(times(x, factor), x * factor)
 
 
 def test_autocast_costs_no_digits():

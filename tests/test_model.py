@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phase2 import Phase2Block, Phase2Config, Phase2IntegratedModel, create_phase2_model
 from phase2.consolidation import given_memory
 from phase2.decay import DecayPotential, half_life, propagator
-from phase2.model import FEW, PART, PRESETS, Linear, empty_state, linear, plan, shared
+from phase2.model import FEW, PART, PRESETS, Linear, empty_state, feed_forward, linear, plan, shared
 from phase2.snr import select
 
 TINY = dict(vocab_size=40, d_model=16, n_layers=2, n_heads=2, consolidate_every=8)
@@ -686,3 +687,16 @@ def test_the_ends_of_what_is_allowed_run(base_decay, dt):
     logits.square().sum().backward()
     assert logits.isfinite().all()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_under_autocast_the_network_computes_as_pytorch_would(dtype):
+    x, last = torch.randn(2, 5, 16, dtype=dtype), torch.zeros(2, 16, dtype=dtype)
+    up, down = torch.randn(64, 16, dtype=dtype), torch.randn(16, 64, dtype=dtype)
+    mix = torch.rand(16, dtype=dtype)
+    expected, _ = feed_forward(x, mix, up, down, last)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, end = feed_forward(x, mix, up, down, last)
+        assert y.dtype == F.linear(x, down.T).dtype and end.dtype == dtype
+    off = 0.02 * expected.abs().max().item() if dtype == torch.float32 else 0
+    torch.testing.assert_close(y.to(dtype), expected, atol=off, rtol=0)
