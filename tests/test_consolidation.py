@@ -342,3 +342,11 @@ def test_angles_of_half_precision_are_summed_with_all_digits(length):
     *_, state = remember(*inputs, empty_memory(2, 2, DIM), 0, None, config)
     angle = inputs[4].double()[:, -min(length, 128) :].sum(1)
     torch.testing.assert_close(state.turned, angle.float(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("function", [noise_scale, select, snr_stats])
+def test_what_is_no_stack_of_memories(function):
+    with pytest.raises(ValueError, match=r"must have shape \(B, H, D, D\), got \(4, 4\)"):
+        function(torch.randn(4, 4))
+    with pytest.raises(TypeError, match="must be a floating-point tensor, got torch.int64"):
+        function(torch.ones(1, 1, 4, 4, dtype=torch.long))
