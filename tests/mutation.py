@@ -44,7 +44,7 @@ ROOT = Path(__file__).parent.parent
 MECHANISMS = ["decay", "memory", "snr", "resonance", "stability", "consolidation"]
 TESTS = {
     "test_memory.py": ["memory"],
-    "test_consolidation.py": ["consolidation"],
+    "test_consolidation.py": ["snr", "resonance", "consolidation"],
     "test_model.py": [*MECHANISMS, "model"],
 }
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from phase2 import Phase2Block, Phase2Config, Phase2IntegratedModel, create_phase2_model
 from phase2.consolidation import given_memory
-from phase2.decay import DecayPotential, half_life, propagator
+from phase2.decay import DecayPotential, decay_rate, half_life, propagator
 from phase2.model import FEW, PART, PRESETS, Linear, empty_state, feed_forward, linear, plan, shared
 from phase2.snr import select
 
@@ -580,6 +580,8 @@ def test_a_floor_that_is_not_positive_is_refused():
     for floor in (0.0, -1e-3):
         with pytest.raises(ValueError, match="base_decay must be positive"):
             DecayPotential(8, 2, floor)
+        with pytest.raises(ValueError, match="base_decay must be positive"):
+            decay_rate(torch.zeros(2), floor)
 
 
 def test_rates_keep_their_digits_above_a_high_floor():
