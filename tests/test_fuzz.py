@@ -84,7 +84,7 @@ def test_any_model_on_any_input(values, shape, batch, length, kind, dtype, cut, 
         *_, found = model(ids, attention_mask=mask, return_diagnostics=True)
     for stats in found["stability_metrics"]:
         # no memory exceeds its bound, but for rounding: six times 0.2 % in bfloat16
-        assert stats["margin"] > -1.2e-2, stats
+        assert stats["margin"] > (-1.2e-2 if dtype == "bfloat16" else -1e-2), stats
     if dtype == "float64":
         whole = model(ids, attention_mask=mask)
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0

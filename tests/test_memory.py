@@ -80,7 +80,7 @@ def test_angle_of_a_long_sequence_is_exact():
     assert abs(torch.remainder(angle.double() - wanted + torch.pi, 2 * torch.pi) - torch.pi) < 1e-3
 
 
-@pytest.mark.parametrize("length", [30, 1000])
+@pytest.mark.parametrize("length", [30, 3000])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype, length):
     """Products in half precision cost its digits, and no more in a long sequence."""
