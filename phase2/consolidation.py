@@ -204,13 +204,12 @@ def token(q, k, v, gamma, potential, eta, state, dt):
     gamma, eta = gamma + state.gamma_shift, eta * state.eta_scale
     # dt is 1 as a rule, and a product of a few numbers costs as much as one of many
     decay, angle = (gamma, potential) if dt == 1 else (gamma * dt, potential * dt)
-    kept = torch.exp(-decay)
     # equation (eq-memory), as in memory_step
-    weights = turn(state.fast_weights, torch.polar(kept, angle))
+    weights = evolve(state.fast_weights, decay, angle)
     v_eta = eta[..., None] * v
     weights.addcmul_(k[..., None], v_eta[..., None, :])
     y = (weights * q[..., None]).sum(-2)  # not a product, which autocast would round
-    kept = kept.detach()
+    kept = torch.exp(-decay.detach())
     strength = torch.linalg.vector_norm(v_eta.detach(), dim=-1)  # η ‖v‖, (B, H)
     bound = torch.addcmul(strength, kept, state.bound)
     incoherent = torch.addcmul(strength * strength, kept * kept, state.incoherent)

@@ -97,7 +97,7 @@ def as_real(x):
     return torch.view_as_real(x).flatten(-2)
 
 
-# %% notebooks/02_memory.ipynb#step
+# %% notebooks/02_memory.ipynb#turn
 def turn(fast_weights, factor):
     """Each plane of a memory times a complex number: (…, D, D) and (…), broadcast."""
     return as_real(as_complex(fast_weights.mT) * factor[..., None, None]).mT
@@ -114,11 +114,16 @@ def evolve(fast_weights, decay, angle):
     Returns:
         (B, H, D, D).
     """
-    dtype = torch.promote_types(fast_weights.dtype, torch.float32)
-    factor = torch.exp(torch.complex(-decay.to(dtype), angle.to(dtype)))  # e^{−Γ dt + iV dt}
+    wide = torch.promote_types(fast_weights.dtype, torch.float32)
+    decay, angle = decay.to(wide), angle.to(wide)
+    if torch.compiler.is_compiling():  # a compiler fuses operations of real numbers alone
+        turned = rotate(fast_weights.to(wide).mT, angle[..., None])
+        return (turned * torch.exp(-decay)[..., None, None]).mT.to(fast_weights.dtype)
+    factor = torch.exp(torch.complex(-decay, angle))  # e^{−Γ dt + iV dt}
     return turn(fast_weights, factor).to(fast_weights.dtype)
 
 
+# %% notebooks/02_memory.ipynb#step
 def memory_step(q, k, v, gamma, potential, eta, dt, fast_weights):
     """One token of the memory: equation (eq-memory).
 

@@ -15,8 +15,10 @@ from phase2.consolidation import (
     given_memory,
     pass_through,
     remember,
+    stretch,
     stretch_lengths,
     stretches,
+    token,
 )
 from phase2.resonance import discrete_response, resonance_basis, resonance_mask, resonate
 from phase2.snr import noise_scale, select, snr_stats
@@ -233,6 +235,21 @@ def test_a_token_that_erases_everything_between_looks(gone):
         expected, _, state = pass_through(one, None, state, t, basis, config, together=1)
         torch.testing.assert_close(y[:, t].double(), expected[:, 0], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(last.bound.double(), state.bound, atol=0, rtol=1e-4)
+
+
+@pytest.mark.parametrize("gone", [1.0, 95.0, 103.0, torch.inf])
+def test_a_single_token_that_leaves_next_to_nothing_has_a_gradient(gone):
+    """In float32 e^−95 has lost digits, and e^−104 is 0."""
+    config, empty = setting(), empty_memory(2, 2, DIM)
+    state = empty._replace(fast_weights=torch.ones_like(empty.fast_weights))
+    inputs = [x.requires_grad_() for x in sequence(1, dtype=torch.float32)]
+    inputs[3].data.fill_(gone)
+    y, _, last = stretch(*inputs, state, config, None)
+    wanted = torch.autograd.grad(y.sum() + last.fast_weights.sum(), inputs)
+    y, _, last = token(*(x[:, 0] for x in inputs), state, config.dt)
+    found = torch.autograd.grad(y.sum() + last.fast_weights.sum(), inputs)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_the_coherence_of_a_state_has_no_gradient():

@@ -262,6 +262,24 @@ def test_autocast_leaves_the_definition_as_it_is():
         assert torch.equal(memory_recurrent(*tokens, *rates)[0], expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_compiled_a_memory_turns_without_complex_numbers(dtype):
+    """Which a compiler leaves as they are, one operation after the other."""
+    codes = []
+
+    def backend(graph, _):
+        codes.append(graph.code)
+        return graph
+
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(2, 3, 4, 4, generator=generator).to(dtype)
+    decay, angle = torch.rand(2, 2, 3, generator=generator, dtype=torch.float64)
+    found = torch.compile(evolve, backend=backend, fullgraph=True)(weights, decay, 3 * angle)
+    assert codes and "complex" not in codes[0]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, evolve(weights, decay, 3 * angle))
+
+
 def test_several_chunks_compile_without_a_break():
     tokens, rates = torch.randn(3, 2, 70, 2, 8), 0.1 + torch.rand(3, 2, 70, 2)
     compiled = torch.compile(memory_chunked, backend="aot_eager", fullgraph=True)

@@ -576,6 +576,13 @@ def test_a_propagator_of_half_precision_rates_has_more_digits():
     torch.testing.assert_close(propagator(*rates), propagator(*rates.float()), atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("decay", [90.0, 95.0, 103.0, 200.0, math.inf])
+def test_the_gradient_of_a_propagator_that_leaves_next_to_nothing_is_finite(decay):
+    rates = torch.ones(1, requires_grad=True), torch.full((1,), decay, requires_grad=True)
+    found = torch.view_as_real(propagator(*rates))
+    assert all(x.isfinite().all() for x in torch.autograd.grad(found.sum(), rates))
+
+
 def test_a_floor_that_is_not_positive_is_refused():
     for floor in (0.0, -1e-3):
         with pytest.raises(ValueError, match="base_decay must be positive"):
