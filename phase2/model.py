@@ -392,13 +392,13 @@ INTEL = "Intel" in getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name"
 
 def shared(x, weight):
     """Is x Wᵀ better read in parts by all threads?"""
-    if x.dtype != torch.float32 or not x.is_cpu or torch.is_autocast_enabled("cpu"):
+    if INTEL or x.dtype != torch.float32 or not x.is_cpu or torch.is_autocast_enabled("cpu"):
         return False
     few = x.numel() <= FEW * x.shape[-1]
     if not few or weight.numel() < 2**16 or weight.shape[0] % PART:
         return False
     # in this order, for a compiler cannot go on where the number of threads is asked for
-    return torch.compiler.is_compiling() or (torch.get_num_threads() > 1 and not INTEL)
+    return torch.compiler.is_compiling() or torch.get_num_threads() > 1
 
 
 def linear(x, weight):

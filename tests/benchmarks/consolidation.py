@@ -1,24 +1,30 @@
-"""What consolidation costs: a layer's memory with and without it, forward + backward.
+"""What consolidation costs, forward + backward: a layer's memory with and without it.
 
-python tests/benchmarks/consolidation.py [--device cuda]
+    python tests/benchmarks/consolidation.py [--device cuda]
+
+Then the same of all that mixes tokens in a layer, projections included; and what the factorizations
+and products of the looks take alone, which is the least that they can add.
 """
 
 import argparse
 
 import torch
+import torch.nn.functional as F
 from memory import inputs
-from timing import in_turns, machine
+from timing import best, in_turns, machine
 
 from phase2 import Phase2Config
 from phase2.consolidation import empty_memory, remember
+from phase2.model import Phase2Block, learning_rate, look_back, project
 from phase2.resonance import resonance_basis
 
 HEADS, DIM = 4, 64
+EVERY = (10**9, 512, 256, 128, 64)  # tokens between two looks
 SHAPES = [(4, 512), (1, 2048)]  # a training batch, and one long text
 
 
-def measure(batch, length, device):
-    """Seconds of a layer's memory, by the number of tokens between two looks."""
+def memory(batch, length, device):
+    """A layer's memory alone: functions by the number of tokens between two looks."""
     tensors = inputs((batch, length, HEADS, DIM), torch.float32, device)
     empty = empty_memory(batch, HEADS, DIM, device)
     basis = resonance_basis("zeta", DIM).to(device)
@@ -28,8 +34,53 @@ def measure(batch, length, device):
         y, _, _ = remember(*tensors, empty, 0, basis, config)
         torch.autograd.grad(y.sum(), tensors)
 
-    choices = (10**9, 512, 256, 128, 64)
-    return in_turns({every: lambda every=every: run(every) for every in choices}, repeats=25)
+    return {every: lambda every=every: run(every) for every in EVERY}
+
+
+def layer(batch, length, device):
+    """The half of :class:`Phase2Block` that mixes tokens, likewise."""
+    x = torch.randn(batch, length, HEADS * DIM, device=device, requires_grad=True)
+    empty = empty_memory(batch, HEADS, DIM, device)
+
+    def run(block):
+        h = block.memory_norm(x)
+        q, k, v = project(block, h)
+        potential, gamma = block.potential(h)
+        eta = learning_rate(block.eta(h), block.config.hebbian_eta)
+        keys, _ = look_back(k, block.key_mix, empty.last_key)
+        y, _, _ = remember(q, keys, v, gamma, potential, eta, empty, 0, block.basis, block.config)
+        (x + block.out(F.layer_norm(y, y.shape[-1:]).flatten(2))).sum().backward()
+
+    blocks = {n: Phase2Block(Phase2Config(consolidate_every=n)).to(device) for n in EVERY}
+    return {every: lambda block=block: run(block) for every, block in blocks.items()}
+
+
+def least(batch, looks, device):
+    """Seconds of the factorizations and products of `looks` one after the other, and no more."""
+    w = torch.randn(batch * HEADS, DIM, DIM, device=device)
+    wide = w.double()
+    gram, root = wide @ wide.mT, wide.tril()
+
+    def look():
+        wide @ wide.mT
+        for _ in range(2):
+            torch.linalg.cholesky_ex(gram)
+        torch.linalg.solve_triangular(root, wide, upper=False)
+        for _ in range(6 + 5):  # 1 − G, what is kept, to the modes and back; the backward pass
+            w @ w
+
+    return looks * best(look, repeats=25)
+
+
+def report(what, functions, length):
+    """Time functions by the number of tokens between two looks, and print what looking adds."""
+    seconds = in_turns(functions, repeats=25)
+    never = seconds.pop(EVERY[0])
+    print(f"{what}\n{'never':>12}: {1e3 * never:7.2f} ms")
+    for every, found in seconds.items():
+        looks, extra = (length - 1) // every, 100 * (found / never - 1)
+        print(f"{f'every {every}':>12}: {1e3 * found:7.2f} ms, {looks} looks, {extra:+.0f} %")
+    return never
 
 
 def main():
@@ -39,15 +90,13 @@ def main():
     torch.manual_seed(0)
     print(machine(device))
     for batch, length in SHAPES:
-        seconds = measure(batch, length, device)
-        never = seconds.pop(10**9)
-        print(f"B {batch}, N {length}, H {HEADS}, D {DIM}, float32, forward + backward")
-        print(f"{'never':>12}: {1e3 * never:7.2f} ms")
-        for every, found in seconds.items():
-            looks, extra = (length - 1) // every, 100 * (found / never - 1)
-            print(
-                f"{'every ' + str(every):>12}: {1e3 * found:7.2f} ms, {looks} looks, {extra:+.0f} %"
-            )
+        print(f"\nB {batch}, N {length}, H {HEADS}, D {DIM}, float32, forward + backward")
+        alone = report("the memory alone", memory(batch, length, device), length)
+        report("with norm, projections and rates", layer(batch, length, device), length)
+        looks = (length - 1) // Phase2Config().consolidate_every
+        extra = least(batch, looks, device)
+        what = "factorizations and products of the looks of the default interval"
+        print(f"{what}: {1e3 * extra:.2f} ms, {100 * extra / alone:+.0f} % of the memory alone")
 
 
 if __name__ == "__main__":
