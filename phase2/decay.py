@@ -42,6 +42,7 @@ def propagator(potential, gamma, dt=1.0):
     potential, gamma = torch.broadcast_tensors(torch.as_tensor(potential), torch.as_tensor(gamma))
     wide = torch.promote_types(torch.result_type(potential, gamma), torch.float32)
     potential, gamma = potential.to(wide), gamma.to(wide)
+    # not torch.polar, whose gradient is NaN where e^{−Γ dt} is next to nothing
     return torch.exp(torch.complex(-gamma * dt, -potential * dt))
 
 

@@ -119,7 +119,7 @@ def evolve(fast_weights, decay, angle):
     if torch.compiler.is_compiling():  # a compiler fuses operations of real numbers alone
         turned = rotate(fast_weights.to(wide).mT, angle[..., None])
         return (turned * torch.exp(-decay)[..., None, None]).mT.to(fast_weights.dtype)
-    factor = torch.exp(torch.complex(-decay, angle))  # e^{−Γ dt + iV dt}
+    factor = torch.exp(torch.complex(-decay, angle))  # e^{−Γ dt + iV dt}, as in chapter 1
     return turn(fast_weights, factor).to(fast_weights.dtype)
 
 

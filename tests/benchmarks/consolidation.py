@@ -37,22 +37,27 @@ def memory(batch, length, device):
     return {every: lambda every=every: run(every) for every in EVERY}
 
 
+def mix(block, x, state):
+    """The half of :class:`Phase2Block` that mixes tokens."""
+    h = block.memory_norm(x)
+    q, k, v = project(block, h)
+    potential, gamma = block.potential(h)
+    eta = learning_rate(block.eta(h), block.config.hebbian_eta)
+    keys, _ = look_back(k, block.key_mix, state.last_key)
+    y, _, _ = remember(q, keys, v, gamma, potential, eta, state, 0, block.basis, block.config)
+    return x + block.out(F.layer_norm(y, y.shape[-1:]).flatten(2))
+
+
 def layer(batch, length, device):
-    """The half of :class:`Phase2Block` that mixes tokens, likewise."""
+    """:func:`mix`, likewise."""
     x = torch.randn(batch, length, HEADS * DIM, device=device, requires_grad=True)
     empty = empty_memory(batch, HEADS, DIM, device)
-
-    def run(block):
-        h = block.memory_norm(x)
-        q, k, v = project(block, h)
-        potential, gamma = block.potential(h)
-        eta = learning_rate(block.eta(h), block.config.hebbian_eta)
-        keys, _ = look_back(k, block.key_mix, empty.last_key)
-        y, _, _ = remember(q, keys, v, gamma, potential, eta, empty, 0, block.basis, block.config)
-        (x + block.out(F.layer_norm(y, y.shape[-1:]).flatten(2))).sum().backward()
-
     blocks = {n: Phase2Block(Phase2Config(consolidate_every=n)).to(device) for n in EVERY}
-    return {every: lambda block=block: run(block) for every, block in blocks.items()}
+    for block in blocks.values():  # the network of a new block adds nothing
+        torch.testing.assert_close(mix(block, x, empty), block(x, empty, 0)[0])
+    return {
+        n: lambda block=block: mix(block, x, empty).sum().backward() for n, block in blocks.items()
+    }
 
 
 def least(batch, looks, device):
