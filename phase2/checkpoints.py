@@ -453,7 +453,7 @@ def save_state(path, state, model):
     """
     model = uncompiled(model)
     check_state(state, len(getattr(state, "position", ())), model.config)
-    tensors = {"position": state.position}
+    tensors = {"position": state.positions()}
     for i, layer in enumerate(state.layers):
         tensors |= {f"{i}.{name}": x for name, x in layer._asdict().items()}
     write_weights(path, tensors, model=identity(model))
@@ -473,4 +473,4 @@ def load_state(path, model):
         MemoryState(*(tensors[f"{i}.{name}"].to(device) for name in MemoryState._fields))
         for i in layers
     )
-    return Phase2State(tuple(memories), tensors["position"])
+    return Phase2State(tuple(memories), tuple(tensors["position"].tolist()))

@@ -100,10 +100,14 @@ class MemoryState(NamedTuple):
 # %% notebooks/06_consolidation.ipynb#empty-memory
 def empty_memory(batch, heads, dim, device=None, dtype=torch.float32):
     """The state of a memory in which nothing has been written: B, H, D -> MemoryState."""
-    zero = torch.zeros(batch, heads, device=device, dtype=dtype)
-    weights = torch.zeros(batch, heads, dim, dim, device=device, dtype=dtype)
-    last = weights[..., 0], weights[..., 0].flatten(1)
-    return MemoryState(weights, weights, *[zero] * 7, torch.ones_like(zero), *last)
+    ones = torch.ones(batch, heads, device=device, dtype=dtype)
+
+    def zeros(*shape):  # each time a new tensor, for a compiler tells which of them are the same
+        return ones.new_zeros(batch, *shape)
+
+    memories = (zeros(heads, dim, dim) for _ in range(2))
+    sums = (zeros(heads) for _ in range(7))
+    return MemoryState(*memories, *sums, ones, zeros(heads, dim), zeros(heads * dim))
 
 
 def given_memory(fast_weights):

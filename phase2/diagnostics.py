@@ -176,7 +176,7 @@ def halved(state):
         for x in (memory.fast_weights, memory.earlier):
             x[1 + layer] *= 0.5
         layers.append(memory)
-    return Phase2State(tuple(layers), state.position.repeat(rows))
+    return Phase2State(tuple(layers), state.position * rows)
 
 
 def equally_driven(state):
@@ -215,7 +215,7 @@ def forgetting(model, state, ids, lags):
     """
     every, state = model.config.consolidate_every, halved(state)
     first, sizes = distances(state), []
-    looks = range(-int(state.position[0]) % every, lags[-1], every)
+    looks = range(-state.position[0] % every, lags[-1], every)
     # read up to each look, so that the controller finds equal coherences there
     for start, stop in pairwise(sorted({0, *lags, *looks})):
         part = ids[None, start:stop].expand(len(state.position), -1)

@@ -687,11 +687,11 @@ class Phase2State(NamedTuple):
 
     Attributes:
         layers: one MemoryState a layer.
-        position: (B,) tokens that each row has read of its present document, on the CPU.
+        position: tokens that each row has read of its present document, a tuple of B ints.
     """
 
     layers: tuple
-    position: Tensor
+    position: tuple
 
     def map(self, function):
         """The same state with a function applied to each tensor of its memories."""
@@ -702,12 +702,16 @@ class Phase2State(NamedTuple):
         """The same state without its history: for training on one piece of a text after another."""
         return self.map(Tensor.detach)
 
+    def positions(self):
+        """`position` as a tensor, (B,), on the CPU."""
+        return torch.tensor(self.position, dtype=torch.long, device="cpu")
+
 
 def empty_state(config, batch, device=None, dtype=torch.float32):
     """The state of a model that has read nothing: Phase2Config, B -> Phase2State."""
     shape = (batch, config.n_heads, config.head_dim)
     layers = (empty_memory(*shape, device, dtype) for _ in range(config.n_layers))
-    return Phase2State(tuple(layers), torch.zeros(batch, dtype=torch.long, device="cpu"))
+    return Phase2State(tuple(layers), (0,) * batch)
 
 
 # %% notebooks/07_model.ipynb#check-state
@@ -715,6 +719,9 @@ def check_state(state, batch, config):
     """Refuse what is no state (TypeError), or one for another model or batch (ValueError)."""
     if not isinstance(state, Phase2State):
         raise TypeError(f"state must be a Phase2State, got {type(state).__name__}")
+    if not isinstance(state.position, tuple):
+        got = type(state.position).__name__
+        raise TypeError(f"position of a state must be a tuple of ints, got {got}")
     if len(state.position) != batch:
         raise ValueError(f"state is for a batch of {len(state.position)}, got {batch} rows")
     dim = config.head_dim
@@ -804,22 +811,21 @@ def run(model, input_ids, state, attention_mask):
     Returns:
         Logits, the new Phase2State, and Γ and V of every layer.
     """
-    if is_plain(attention_mask, state.position):
-        position = int(state.position[0]) if len(state.position) else 0
-        logits, layers, *rates = run_blocks(model, input_ids, state.layers, position)
-        return logits, Phase2State(layers, state.position + input_ids.shape[1]), *rates
-    if attention_mask is None and input_ids.shape[1] == 1:  # a token of each, where they are
-        logits, layers, *rates = run_blocks(
-            model, input_ids, consolidate_where_due(model, state), 0
-        )
-        return logits, Phase2State(layers, state.position + 1), *rates
-    return run_laid_out(model, input_ids, state, attention_mask)
+    (batch, length), layers, position = input_ids.shape, state.layers, state.position
+    if is_plain(attention_mask, position):
+        start = position[0] if batch else 0
+    elif attention_mask is None and length == 1:  # a token of each, where they are
+        layers, start = consolidate_where_due(model, state), 0
+    else:
+        return run_laid_out(model, input_ids, state, attention_mask)
+    logits, layers, *rates = run_blocks(model, input_ids, layers, start)
+    return logits, Phase2State(layers, tuple(read + length for read in position)), *rates
 
 
 # %% notebooks/07_model.ipynb#run-laid-out
 def consolidate_where_due(model, state):
     """The memories of a Phase2State, consolidated in the rows that are at the end of a stretch."""
-    position, config = state.position, model.config
+    position, config = state.positions(), model.config
     due = (position > 0) & (position % config.consolidate_every == 0)
     if not due.any():
         return state.layers
@@ -831,7 +837,7 @@ def run_laid_out(model, input_ids, state, attention_mask):
     """:func:`run` with each document in a row of its own."""
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
-    layout = plan(attention_mask, state.position % model.config.consolidate_every)
+    layout = plan(attention_mask, state.positions() % model.config.consolidate_every)
     sizes = [part.shape[0] for part in layout.parts]
     looked = consolidate_where_due(model, state)
     start = enter(looked, layout, new_state(model, sum(sizes)).layers)
@@ -844,7 +850,7 @@ def run_laid_out(model, input_ids, state, attention_mask):
     logits = move_back(logits, layout, input_ids)
     rates = [[move_back(x, layout, input_ids) for x in zip(*rate)] for rate in rates]
     ends = [MemoryState(*map(torch.cat, zip(*layer))) for layer in zip(*layers)]
-    state = Phase2State(leave(ends, layout, state.layers), advance(state.position, layout))
+    state = Phase2State(leave(ends, layout, state.layers), advance(state.positions(), layout))
     return logits, state, *rates
 
 
@@ -869,7 +875,7 @@ def cast_state(state, model):
 
 def is_plain(attention_mask, position):
     """Does every row of the batch hold one document without padding, all equally far along?"""
-    if len(position) > 1 and bool((position != position[0]).any()):
+    if any(read != position[0] for read in position):
         return False
     if attention_mask is None or not attention_mask.numel():
         return True
@@ -878,10 +884,10 @@ def is_plain(attention_mask, position):
 
 
 def advance(position, layout):
-    """Position of each row after the call: that of its last document."""
+    """`position` after the call, that of each row's last document; given as a tensor, (B,)."""
     rows, one = layout.rows.cpu(), (layout.first == layout.last).cpu()
     began = torch.where(one, position[rows], 0)
-    return position.index_copy(0, rows, began + layout.length.cpu())
+    return tuple(position.index_copy(0, rows, began + layout.length.cpu()).tolist())
 
 
 # %% notebooks/07_model.ipynb#stability-of
@@ -908,7 +914,7 @@ def diagnose_layers(model, state, gammas):
     if not len(state.position):
         raise ValueError("diagnostics need at least one row, got a batch of 0")
     config, every = model.config, model.config.consolidate_every
-    elapsed = ((state.position - 1).clamp(min=0) % every + 1) * config.dt
+    elapsed = ((state.positions() - 1).clamp(min=0) % every + 1) * config.dt
     elapsed = elapsed.to(model.embedding.weight.device)
     pairs = list(zip(model.blocks, (s.fast_weights.detach() for s in state.layers), strict=True))
     return {

@@ -9,6 +9,7 @@ __all__ = [
     "lorentzian",
     "discrete_response",
     "in_basis",
+    "without_rounding",
     "diag_energy",
     "ZETA_ZEROS",
     "zeta_zeros",
@@ -77,6 +78,11 @@ def in_basis(fast_weights, basis):
         return basis.mT @ fast_weights.to(dtype) @ basis
 
 
+def without_rounding(energy, size):
+    """Energies (…, D) of modes, 0 where they are but rounding of a memory with ‖W‖ = size, (…)."""
+    return energy * (energy > 64 * torch.finfo(energy.dtype).eps * size[..., None])
+
+
 def diag_energy(fast_weights, basis):
     """How strongly each mode answers to itself, e_j = abs(Ŵ_jj): equation (eq-modes).
 
@@ -85,13 +91,14 @@ def diag_energy(fast_weights, basis):
         basis: U, orthonormal columns, (D, D).
 
     Returns:
-        e, (B, H, D), in the unit of W.
+        e, (B, H, D), in the unit of W; 0 where it is but rounding.
     """
-    dtype = torch.promote_types(fast_weights.dtype, torch.float32)
-    basis = basis.to(fast_weights.device, dtype)
-    with torch.autocast(fast_weights.device.type, enabled=False):
+    weights = fast_weights.to(torch.promote_types(fast_weights.dtype, torch.float32))
+    basis = basis.to(weights)
+    with torch.autocast(weights.device.type, enabled=False):
         # Ŵ_jj = Σ_i U_ij (W U)_ij: the rest of Ŵ is not needed, and one product is half of two
-        return ((fast_weights.to(dtype) @ basis) * basis).sum(-2).abs()
+        found = ((weights @ basis) * basis).sum(-2).abs()
+    return without_rounding(found, torch.linalg.vector_norm(weights.detach(), dim=(-2, -1)))
 
 
 # %% notebooks/04_resonance.ipynb#zeros-table
@@ -275,12 +282,13 @@ def mode_gate(modes, strength, threshold=1.0):
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be from 0 to 1, got {strength}")
-    mask = resonance_mask(modes.diagonal(dim1=-2, dim2=-1).abs(), threshold)
-    gate = 1 - strength * (1 - mask)  # g, (…, D)
+    options = {"dim": (-2, -1), "dtype": torch.float64}  # of modes of any size
+    size = torch.linalg.vector_norm(modes, **options)
+    energy = without_rounding(modes.diagonal(dim1=-2, dim2=-1).abs(), size)
+    gate = 1 - strength * (1 - resonance_mask(energy, threshold))  # g, (…, D)
     gate = gate[..., :, None] * gate[..., None, :]
-    options = {"dim": (-2, -1), "keepdim": True, "dtype": torch.float64}  # of modes of any size
-    sizes = (torch.linalg.vector_norm(x, **options) for x in (modes, modes * gate))
-    return safe_ratio(*sizes).to(gate.dtype) * gate
+    scale = safe_ratio(size, torch.linalg.vector_norm(modes * gate, **options))  # c
+    return scale.to(gate.dtype)[..., None, None] * gate
 
 
 # %% notebooks/04_resonance.ipynb#resonate-function

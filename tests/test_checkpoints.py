@@ -447,7 +447,7 @@ def test_a_state_comes_back_for_its_model_and_no_other(model, tmp_path):
         for state in (empty_state(model.config, 2), model(ids, return_state=True)[1]):
             save_state(path, state, torch.compile(model))
             found = load_state(path, model)
-            assert torch.equal(found.position, state.position)
+            assert found.position == state.position
             for ours, theirs in zip(found.layers, state.layers, strict=True):
                 assert all(map(torch.equal, ours, theirs))
             assert torch.equal(model(ids, found), model(ids, state))
@@ -473,7 +473,7 @@ def test_a_state_of_a_model_in_half_precision_comes_back(tmp_path):
     save_state(tmp_path / "state", state, half)
     with pytest.warns(UserWarning, match="text is read as bytes"):
         loaded = from_pretrained(tmp_path / "half")
-    assert torch.equal(load_state(tmp_path / "state", loaded).position, state.position)
+    assert load_state(tmp_path / "state", loaded).position == state.position
     with pytest.raises(ValueError, match="state must be of"):
         save_state(tmp_path / "state", state, create_phase2_model(**TINY | {"n_layers": 1}))
 

@@ -20,7 +20,14 @@ from phase2.consolidation import (
     stretches,
     token,
 )
-from phase2.resonance import discrete_response, resonance_basis, resonance_mask, resonate
+from phase2.resonance import (
+    discrete_response,
+    in_basis,
+    resonance_basis,
+    resonance_info,
+    resonance_mask,
+    resonate,
+)
 from phase2.snr import noise_scale, select, snr_stats
 
 DIM = 8
@@ -81,6 +88,23 @@ def test_together_is_one_by_one(every, count, more, driven, kind, start, dt, see
     for a, b, c in zip(*found, strict=True):
         torch.testing.assert_close(b, a, atol=1e-9, rtol=1e-9)
         torch.testing.assert_close(c, a, atol=1e-9, rtol=1e-9)
+
+
+def test_a_memory_that_answers_in_no_mode_has_none_picked_by_rounding():
+    """Rectified keys and values can share no index; turned there and back, energies are 1e-17."""
+    basis, config = resonance_basis("identity", DIM, torch.float64), setting(snr_gamma_boost=0.0)
+    q, k, v, *rates = sequence(1)
+    even = torch.arange(DIM) % 2 == 0
+    q, k, v = q, k * even, v * ~even
+    empty = empty_memory(2, 2, DIM, dtype=torch.float64)
+    *_, chunked = remember(q, k, v, *rates, empty, 0, basis, config)
+    *_, alone = token(*(x[:, 0] for x in (q, k, v, *rates)), empty, config.dt)
+    for state in (chunked, alone):
+        assert in_basis(state.fast_weights, basis).diagonal(dim1=-2, dim2=-1).abs().max() < 1e-15
+    weights = [consolidate(state, basis, config).fast_weights for state in (chunked, alone)]
+    torch.testing.assert_close(*weights, atol=1e-15, rtol=1e-12)
+    infos = [resonance_info(state.fast_weights, basis) for state in (chunked, alone)]
+    assert all(torch.equal(info["mask"], torch.full((2, 2, DIM), 0.5).double()) for info in infos)
 
 
 def test_the_controller_acts_between_stretches_done_together():

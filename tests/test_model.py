@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 from phase2 import Phase2Block, Phase2Config, Phase2IntegratedModel, create_phase2_model
 from phase2.consolidation import given_memory
@@ -88,7 +89,7 @@ def test_padding_changes_nothing(lengths, more):
     mask = torch.arange(width) >= width - torch.tensor(lengths)[:, None]
     logits, state = model(text, attention_mask=mask.long(), return_state=True)
     second = model(after, state=state)
-    assert state.position.tolist() == lengths
+    assert state.position == tuple(lengths)
     got, wanted = [], []
     for row, length in enumerate(lengths):
         alone = torch.cat((text[row : row + 1, width - length :], after[row : row + 1]), dim=1)
@@ -117,7 +118,7 @@ def test_packing_changes_nothing(lengths, before):
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
     ours, theirs = gradients(model, weigh(got)), gradients(model, weigh(wanted))
     assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
-    assert last.position.item() == lengths[-1] + (before if len(lengths) == 1 else 0)
+    assert last.position == (lengths[-1] + (before if len(lengths) == 1 else 0),)
 
 
 def test_a_call_depends_on_no_earlier_one():
@@ -199,6 +200,23 @@ def test_compiles():
     torch.testing.assert_close(compiled(text), logits, atol=1e-5, rtol=1e-5)
     ours, theirs = (gradients(model, weigh(x)) for x in (compiled(text), logits))
     assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_tokens_compile_to_one_graph(rows):
+    """One for tokens, and one for those at which the memories are consolidated."""
+    model, ids, compiled = tiny(consolidate_every=4), tokens(rows, 20), CompileCounter()
+    with torch.no_grad():
+        _, state = model(ids[:, :1], return_state=True)
+        expected = model(ids)[:, 1:]
+        # raises if a graph must be cut
+        fast, found = torch.compile(model, backend=compiled, fullgraph=True), []
+        for t in range(1, 20):
+            logits, state = fast(ids[:, t : t + 1], state=state, return_state=True)
+            found.append(logits)
+    torch.testing.assert_close(torch.cat(found, 1), expected, atol=1e-5, rtol=1e-5)
+    assert state.position == (20,) * rows
+    assert compiled.frame_count == 3  # the first one knows only its own position
 
 
 def test_diagnostics_have_the_seeds_entries():
@@ -406,6 +424,9 @@ def test_a_state_of_another_type_is_refused():
     model = tiny()
     with pytest.raises(TypeError, match="must be a Phase2State, got tuple"):
         model(tokens(1, 3), state=empty_state(model.config, 1).layers)
+    state = empty_state(model.config, 1)
+    with pytest.raises(TypeError, match="position of a state must be a tuple of ints, got Tensor"):
+        model(tokens(1, 3), state=state._replace(position=state.positions()))
 
 
 @pytest.mark.parametrize("length", [1, 3])
@@ -433,7 +454,7 @@ def test_ids_may_be_of_any_integer_type():
 def poisoned(model, position=0):
     state = empty_state(model.config, 1)
     state.layers[1].fast_weights[0, 0, 0, 0] = torch.nan
-    return state._replace(position=torch.tensor([position]))
+    return state._replace(position=(position,))
 
 
 @pytest.mark.parametrize(
@@ -522,7 +543,7 @@ def test_rows_that_are_not_equally_far_along_read_a_token_each():
         states = [model(text[:, :n], return_state=True)[1] for text, n in zip(texts, lengths)]
         layers = [type(x[0])(*map(torch.cat, zip(*x))) for x in zip(*(s.layers for s in states))]
         state = states[0]._replace(
-            layers=tuple(layers), position=torch.cat([s.position for s in states])
+            layers=tuple(layers), position=sum((s.position for s in states), ())
         )
         for t in range(12):
             token = torch.cat([text[:, n + t] for text, n in zip(texts, lengths)])
@@ -530,7 +551,7 @@ def test_rows_that_are_not_equally_far_along_read_a_token_each():
             for row, text, n in zip(logits, texts, lengths):
                 expected = model(text[:, : n + t + 1])[0, -1:]
                 torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
-    assert state.position.tolist() == [n + 12 for n in lengths]
+    assert state.position == tuple(n + 12 for n in lengths)
 
 
 def test_documents_of_similar_length_are_read_together(monkeypatch):
@@ -544,10 +565,10 @@ def test_documents_of_similar_length_are_read_together(monkeypatch):
     for sparse in (10**9, 0, 4):
         monkeypatch.setattr("phase2.model.SPARSE", sparse)
         logits, seen, after = model(text, state, mask, return_diagnostics=True, return_state=True)
-        parts = plan(mask, state.position % 8).parts
+        parts = plan(mask, state.positions() % 8).parts
         assert len(parts) == (1 if sparse == 10**9 else 3)  # up to 4, 8 and 128 columns
         slope = gradients(model, (logits * weights).sum() + after.layers[0].fast_weights.sum())
-        found.append((logits, slope, *seen["gamma_values"], *after.layers[1], after.position))
+        found.append((logits, slope, *seen["gamma_values"], *after.layers[1], after.positions()))
         assert sum(len(part.target[0]) for part in parts) == (mask != 0).sum()
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
@@ -607,7 +628,7 @@ def test_a_state_without_its_history_cuts_the_gradient():
     model, ids = tiny(), tokens(1, 20)
     _, state = model(ids, return_state=True)
     cut = state.detach()
-    assert torch.equal(cut.position, state.position)
+    assert cut.position == state.position
     for layer, other in zip(state.layers, cut.layers, strict=True):
         assert all(map(torch.equal, layer, other))
         assert not any(x.requires_grad for x in other) and layer.fast_weights.requires_grad
@@ -653,7 +674,7 @@ def test_a_row_that_begins_with_a_memory_depends_on_no_other_row():
         _, state = model(text[:, :8], return_state=True)  # row 0 stands at the end of a stretch
         given = state._replace(
             layers=tuple(given_memory(layer.fast_weights) for layer in state.layers),
-            position=torch.tensor([8, 0]),
+            position=(8, 0),
         )
         alone = given._replace(
             layers=tuple(type(x)(*(t[1:] for t in x)) for x in given.layers),

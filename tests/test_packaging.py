@@ -71,7 +71,7 @@ def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     Path("my.txt").write_text(readme[:300], encoding="utf-8")
     names = {}
     exec(first.replace("range(100)", "range(2)"), names)  # noqa: S102
-    assert names["state"].position.tolist() == [65]
+    assert names["state"].position == (65,)
     save_pretrained(names["model"], "my-model")
     exec(second, {})  # noqa: S102
     assert "mean SNR" in capsys.readouterr().out
