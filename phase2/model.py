@@ -58,6 +58,7 @@ __all__ = [
     "step",
     "restore_basis",
     "WithBasis",
+    "mix_tokens",
     "Phase2Block",
     "Part",
     "Layout",
@@ -506,6 +507,29 @@ class WithBasis(torch.nn.Module):
         return self
 
 
+# %% notebooks/07_model.ipynb#mix-tokens
+def mix_tokens(block, x, state, position, mask=None):
+    """The first half of a :class:`Phase2Block`: what its memory adds to x.
+
+    Args:
+        block: Phase2Block.
+        x, state, position, mask: see its `forward`.
+
+    Returns:
+        W_o norm(memory(norm(x))), (B, N, d_model); MemoryState, Γ and V (B, N, H).
+    """
+    h = for_products(block.memory_norm(x))
+    q, k, v = project(block, h)  # (B, N, H, D)
+    wide = torch.promote_types(x.dtype, torch.float32)  # rates need more digits
+    potential, gamma = block.potential(h)  # (B, N, H)
+    eta = learning_rate(block.eta(h).to(wide), block.config.hebbian_eta)
+    keys, last_key = look_back(k, block.key_mix, state.last_key, mask)
+    rest = state, position, block.basis, block.config, mask
+    y, gamma, state = remember(q, keys, v, gamma, potential, eta, *rest)
+    y = block.out(F.layer_norm(y, y.shape[-1:]).flatten(2))
+    return y, state._replace(last_key=last_key), gamma, potential
+
+
 # %% notebooks/07_model.ipynb#block
 class Phase2Block(WithBasis):
     """Memory, then a two-layer network: equation (eq-block).
@@ -533,18 +557,11 @@ class Phase2Block(WithBasis):
         """x (B, N, d_model), MemoryState, tokens read before -> x, state, Γ and V (B, N, H)."""
         if x.shape[1] == 1 and mask is None:
             return step(self, x, state, position)
-        h = for_products(self.memory_norm(x))
-        q, k, v = project(self, h)  # (B, N, H, D)
-        wide = torch.promote_types(x.dtype, torch.float32)  # rates need more digits
-        potential, gamma = self.potential(h)  # (B, N, H)
-        eta = learning_rate(self.eta(h).to(wide), self.config.hebbian_eta)
-        keys, last_key = look_back(k, self.key_mix, state.last_key, mask)
-        rest = state, position, self.basis, self.config, mask
-        y, gamma, state = remember(q, keys, v, gamma, potential, eta, *rest)
-        x = x + self.out(F.layer_norm(y, y.shape[-1:]).flatten(2))
+        y, state, gamma, potential = mix_tokens(self, x, state, position, mask)
+        x = x + y
         weights = self.mlp_mix, self.up, self.down
         y, last_input = feed_forward(self.mlp_norm(x), *weights, state.last_input, mask)
-        return x + y, state._replace(last_key=last_key, last_input=last_input), gamma, potential
+        return x + y, state._replace(last_input=last_input), gamma, potential
 
 
 # %% notebooks/07_model.ipynb#layout

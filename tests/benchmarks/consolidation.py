@@ -9,13 +9,12 @@ and products of the looks take alone, which is the least that they can add.
 import argparse
 
 import torch
-import torch.nn.functional as F
 from memory import inputs
 from timing import best, in_turns, machine
 
 from phase2 import Phase2Config
 from phase2.consolidation import empty_memory, remember
-from phase2.model import Phase2Block, learning_rate, look_back, project
+from phase2.model import Phase2Block, mix_tokens
 from phase2.resonance import resonance_basis
 
 HEADS, DIM = 4, 64
@@ -37,27 +36,16 @@ def memory(batch, length, device):
     return {every: lambda every=every: run(every) for every in EVERY}
 
 
-def mix(block, x, state):
-    """The half of :class:`Phase2Block` that mixes tokens."""
-    h = block.memory_norm(x)
-    q, k, v = project(block, h)
-    potential, gamma = block.potential(h)
-    eta = learning_rate(block.eta(h), block.config.hebbian_eta)
-    keys, _ = look_back(k, block.key_mix, state.last_key)
-    y, _, _ = remember(q, keys, v, gamma, potential, eta, state, 0, block.basis, block.config)
-    return x + block.out(F.layer_norm(y, y.shape[-1:]).flatten(2))
-
-
 def layer(batch, length, device):
-    """:func:`mix`, likewise."""
+    """All that mixes tokens in a layer, :func:`~phase2.model.mix_tokens`, likewise."""
     x = torch.randn(batch, length, HEADS * DIM, device=device, requires_grad=True)
     empty = empty_memory(batch, HEADS, DIM, device)
     blocks = {n: Phase2Block(Phase2Config(consolidate_every=n)).to(device) for n in EVERY}
-    for block in blocks.values():  # the network of a new block adds nothing
-        torch.testing.assert_close(mix(block, x, empty), block(x, empty, 0)[0])
-    return {
-        n: lambda block=block: mix(block, x, empty).sum().backward() for n, block in blocks.items()
-    }
+
+    def run(block):
+        mix_tokens(block, x, empty, 0)[0].sum().backward()
+
+    return {n: lambda block=block: run(block) for n, block in blocks.items()}
 
 
 def least(batch, looks, device):
