@@ -185,7 +185,7 @@ def stretch(q, k, v, gamma, potential, eta, state, config, mask):
         decay, angle, eta = (x * mask[..., None] for x in (decay, angle, eta))
     with torch.no_grad():
         # of writes, η ‖k‖ ‖v‖ with ‖k‖ = 1; where that is 0 this is above what is written
-        strength = eta * torch.linalg.vector_norm(v, dim=-1, dtype=eta.dtype)  # (B, T, H)
+        strength = eta.abs() * torch.linalg.vector_norm(v, dim=-1, dtype=eta.dtype)  # (B, T, H)
         bound, incoherent = running_bound(state.bound, state.incoherent, strength, decay)
     faded, turned = state.faded + decay.sum(1), state.turned + angle.sum(1)
     limits = {"bound": bound, "incoherent": incoherent, "faded": faded, "turned": turned}
@@ -392,7 +392,7 @@ def consolidated_forward(q, k, v, decay, spin, eta, state, basis, config, size, 
     """
     q, k, v_eta = to_frame(q, spin, size), to_frame(k, spin, size), split_times(v, eta, size)
     edges = spin.unflatten(1, (count, -1))[:, :-1, -1]  # at the looks, (B, S − 1, H)
-    strength = eta * torch.linalg.vector_norm(v, dim=-1, dtype=eta.dtype)
+    strength = eta.abs() * torch.linalg.vector_norm(v, dim=-1, dtype=eta.dtype)
     looks = () if basis is None else (basis.to(eta), turn(basis.to(eta), edges))  # U and U_s
     basis, key_basis = looks or (None, None)
     tokens = [x.unflatten(1, (count, -1)) for x in (k, v_eta, decay.clone(), strength)]

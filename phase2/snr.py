@@ -36,7 +36,8 @@ def noise_edge(sigma, d_k, d_v):
 
 
 # %% notebooks/03_snr.ipynb#resolvent
-RIDGE = 1e-4  # of the mean mode energy: far below any noise, far above rounding
+# of the mean mode energy: far above rounding, far below the noise unless few modes hold nearly all
+RIDGE = 1e-4
 TINY = 1e-280  # keeps an empty memory invertible
 
 
@@ -189,7 +190,8 @@ def snr_stats(fast_weights, threshold=2.0):
 
     Returns:
         A dictionary of floats: `mean_snr` and `std_snr`, mean and spread of |W_ij| / σ over all
-        elements of all memories (pure noise has 0.80 and 0.60, an empty memory 0); averages over
+        elements of all memories (pure noise in a wide memory has 0.80
+        and 0.60, an empty memory 0); averages over
         the memories of `selected_share` of the modes (0 to 1) and `noise_scale` σ; `threshold`.
 
     Raises:

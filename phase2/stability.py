@@ -174,7 +174,7 @@ RISE = 1.25  # energy over the last one, above which it is said to rise
 
 
 def violated(energy, last_energy, coherence, last_coherence):
-    """Memories that the controller cannot hold: equation (eq-violated).
+    """Memories that rise although the controller does what it can: equation (eq-violated).
 
     Args:
         energy, coherence: E and c at the end of a stretch, (B, H).

@@ -339,7 +339,7 @@ def test_a_stretch_that_wrote_nothing_has_no_share():
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e15])
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e15, 1e19])
 def test_the_size_of_a_memory_does_not_matter(scale):
     torch.manual_seed(0)
     memory, basis = torch.randn(2, 3, DIM, DIM), resonance_basis("zeta", DIM)
@@ -353,8 +353,20 @@ def test_the_size_of_a_memory_does_not_matter(scale):
     found, wanted = snr_stats(scale * memory), snr_stats(memory)
     for name in ("mean_snr", "std_snr", "selected_share"):
         assert abs(found[name] / wanted[name] - 1) < 1e-4
+    found, wanted = (resonance_info(x, basis)["mask"] for x in (scale * memory, memory))
+    torch.testing.assert_close(found, wanted)
     energy = torch.rand(2, DIM)
     torch.testing.assert_close(resonance_mask(1e37 * energy), resonance_mask(energy))
+
+
+@pytest.mark.parametrize("length", [1, 30, 64])  # a part of a stretch, and several stretches
+def test_the_bound_holds_for_writes_that_take_away(length):
+    config, empty = setting(consolidate_every=16), empty_memory(2, 2, DIM, dtype=torch.float64)
+    *inputs, eta = sequence(length)
+    found = [remember(*inputs, sign * eta, empty, 0, None, config)[2] for sign in (1, -1)]
+    torch.testing.assert_close(found[1].bound, found[0].bound, atol=0, rtol=1e-12)
+    size = found[1].fast_weights.norm(dim=(-2, -1))
+    assert (size <= (1 + 1e-12) * found[1].bound).all()
 
 
 def test_an_empty_memory_has_no_snr():
