@@ -98,9 +98,8 @@ def diag_energy(fast_weights, basis):
     with torch.autocast(weights.device.type, enabled=False):
         # Ŵ_jj = Σ_i U_ij (W U)_ij: the rest of Ŵ is not needed, and one product is half of two
         found = ((weights @ basis) * basis).sum(-2).abs()
-    return without_rounding(
-        found, torch.linalg.vector_norm(weights.detach(), dim=(-2, -1), dtype=torch.float64)
-    )
+    size = torch.linalg.vector_norm(weights.detach(), dim=(-2, -1), dtype=torch.float64)
+    return without_rounding(found, size)
 
 
 # %% notebooks/04_resonance.ipynb#zeros-table

@@ -190,9 +190,9 @@ def snr_stats(fast_weights, threshold=2.0):
 
     Returns:
         A dictionary of floats: `mean_snr` and `std_snr`, mean and spread of |W_ij| / σ over all
-        elements of all memories (pure noise in a wide memory has 0.80
-        and 0.60, an empty memory 0); averages over
-        the memories of `selected_share` of the modes (0 to 1) and `noise_scale` σ; `threshold`.
+        elements of all memories (pure noise in a wide memory has 0.80 and 0.60, an empty one 0);
+        averages over the memories of `selected_share` of the modes (0 to 1) and `noise_scale` σ;
+        `threshold`.
 
     Raises:
         TypeError, ValueError: see :func:`check_matrices` and :func:`rejected`.
