@@ -23,6 +23,7 @@ from phase2.training import (
     ByteTokenizer,
     CheckpointError,
     as_tokenizer,
+    check_file,
     check_weights,
     need,
     read_torch,
@@ -118,8 +119,7 @@ def read_config(path):
     Raises:
         CheckpointError: no such file, no JSON, or see :func:`parse_config`.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file")
+    check_file(path)
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -139,8 +139,7 @@ def read_weights(path, **labels):
     Raises:
         CheckpointError: cut short, damaged, no such file, or another label.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file")
+    check_file(path)
     safetensors = need("safetensors")
     try:
         with safetensors.safe_open(path, framework="pt") as file:

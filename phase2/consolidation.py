@@ -573,7 +573,8 @@ def remember(q, k, v, gamma, potential, eta, state, position, basis, config, mas
         position: tokens since the reset, an int, the same for all rows.
         basis: see :func:`consolidate`; it gets no gradient.
         config: see :func:`consolidate`; also `consolidate_every` and `dt`.
-        mask: (B, N) bool, False where a row has no token; the tokens of a row are contiguous.
+        mask: (B, N) bool, False where a row has no token; the tokens of a row are contiguous. All
+            columns count as tokens, so a row begins in column 0 or as far along as its stretch is.
 
     Returns:
         y (B, N, H, D), Γ as it was in force (B, N, H), and the MemoryState after the last token.

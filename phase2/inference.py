@@ -356,7 +356,7 @@ def generate_text(model, prompts, max_new_tokens, **options):
     check_keys(options, [*SAMPLING_RULES, "generator", "state"])
     if not isinstance(prompts, Iterable):
         raise TypeError(f"prompts must be str, bytes or several, got {type(prompts).__name__}")
-    tokenizer, alone = tokenizer_of(model), isinstance(prompts, str | bytes)
+    tokenizer, alone = tokenizer_of(model), isinstance(prompts, str | bytes | bytearray)
     prompts = [tokenizer.encode(text) for text in ([prompts] if alone else prompts)]
     ids, mask = (x.to(model.embedding.weight.device) for x in pad_left(prompts))
     options = {"stop_token": tokenizer.end} | options

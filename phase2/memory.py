@@ -169,8 +169,9 @@ def check_memory(q, k, v, gamma, potential, eta, dt, fast_weights=None):
             is not finite; the message names the argument, its value and what is allowed.
     """
     for name, value in (("q", q), ("k", k), ("v", v)):
-        if not value.is_floating_point():
-            raise TypeError(f"{name} must be of floating point, got {value.dtype}")
+        if not torch.is_tensor(value) or not value.is_floating_point():
+            got = value.dtype if torch.is_tensor(value) else type(value).__name__
+            raise TypeError(f"{name} must be a tensor of floating point, got {got}")
     if not 0 < dt < math.inf:
         raise ValueError(f"dt must be a positive number, got {dt}")
     if q.dim() != 4:
@@ -185,6 +186,8 @@ def check_memory(q, k, v, gamma, potential, eta, dt, fast_weights=None):
     shapes = ((tokens, q.shape), (rates, q.shape[:3]), (states, (batch, heads, dim, dim)))
     for named, expected in shapes:
         for name, value in named:
+            if not torch.is_tensor(value):
+                raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
             if value.shape != expected:
                 got = tuple(value.shape)
                 raise ValueError(f"{name} must have shape {tuple(expected)}, got {got}")
@@ -199,12 +202,14 @@ def memory_recurrent(q, k, v, gamma, potential, eta, dt=1.0, state=None):
     """The memory over a sequence, token by token: the definition, equation (eq-memory).
 
     Args:
-        q, k, v: query, key (unit norm) and value, (B, N, H, D), D even.
+        q, k, v: query, key (unit norm) and value, (B, N, H, D), D even. Tokens come before heads,
+            other than in PyTorch's attention.
         gamma: decay rate Γ > 0, (B, N, H), 1 / time.
         potential: V, (B, N, H), rad / time.
         eta: learning rate η, (B, N, H).
         dt: time between two tokens.
-        state: W before the first token, (B, H, D, D); None is an empty memory.
+        state: W before the first token, (B, H, D, D); None is an empty memory. One W for all rows:
+            `W.expand(B, -1, -1, -1)`.
 
     Returns:
         y (B, N, H, D) in the dtype of `q` and W after the last token (B, H, D, D), in float32 or
@@ -575,9 +580,10 @@ def check_chunks(q, mask, chunk_size):
 def memory_chunked(q, k, v, gamma, potential, eta, dt=1.0, state=None, mask=None, chunk_size=64):
     """The memory over a sequence, chunk by chunk: equation (eq-chunk).
 
-    Equal to :func:`memory_recurrent`, outputs and gradients, to rounding. In half precision the
-    gradients of Γ and V are rounded as those of q and k are, which is coarse for Γ dt above 1; in
-    float32 it is so above 10, where they are next to nothing.
+    Equal to :func:`memory_recurrent`, outputs and gradients, to rounding (but not for `torch.func`,
+    which needs that one). In half precision the gradients of Γ and V are rounded as those of q and
+    k are, which is coarse for Γ dt above 1; in float32 it is so above 10, where they are next to
+    nothing.
 
     Args:
         q, k, v, gamma, potential, eta, dt, state: as for :func:`memory_recurrent`.

@@ -175,7 +175,7 @@ def check_keys(keys, known):
     """
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = [k for k in known if k.startswith(key)] or difflib.get_close_matches(key, known)
             hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
             raise ValueError(f"unknown key {key!r}{hint}")
 
@@ -532,7 +532,7 @@ def mix_tokens(block, x, state, position, mask=None):
 
 # %% notebooks/07_model.ipynb#block
 class Phase2Block(WithBasis):
-    """Memory, then a two-layer network: equation (eq-block).
+    """Memory, then a two-layer network that adds nothing in a new block: equation (eq-block).
 
     Attributes:
         fast_weight_state: W after the model's last call, detached, (B, H, D, D), or None.
@@ -553,8 +553,13 @@ class Phase2Block(WithBasis):
         self.up = torch.nn.Parameter(torch.eye(4 * d, d))
         self.down = torch.nn.Parameter(torch.zeros(d, 4 * d))
 
-    def forward(self, x, state, position, mask=None):
-        """x (B, N, d_model), MemoryState, tokens read before -> x, state, Γ and V (B, N, H)."""
+    def forward(self, x, state=None, position=0, mask=None):
+        """x (B, N, d_model), and the others as in :func:`~phase2.consolidation.remember`; no state
+        is :func:`~phase2.consolidation.empty_memory` -> x, MemoryState, Γ and V (B, N, H)."""
+        if state is None:
+            heads, width = self.key_mix.shape
+            wide = torch.promote_types(x.dtype, torch.float32)
+            state = empty_memory(len(x), heads, width, x.device, wide)
         if x.shape[1] == 1 and mask is None:
             return step(self, x, state, position)
         y, state, gamma, potential = mix_tokens(self, x, state, position, mask)
@@ -702,6 +707,8 @@ def part_by_part(source, document, place, size):
 class Phase2State(NamedTuple):
     """All that a model carries from one call to the next, of the same size however much was read.
 
+    :func:`~phase2.checkpoints.save_state` keeps it in a file.
+
     Attributes:
         layers: one MemoryState a layer.
         position: tokens that each row has read of its present document, a tuple of B ints.
@@ -711,7 +718,7 @@ class Phase2State(NamedTuple):
     position: tuple
 
     def map(self, function):
-        """The same state with a function applied to each tensor of its memories."""
+        """The same state with a function applied to each tensor of its memories, not to rows."""
         layers = (MemoryState(*map(function, layer)) for layer in self.layers)
         return self._replace(layers=tuple(layers))
 
@@ -723,7 +730,22 @@ class Phase2State(NamedTuple):
         """`position` as a tensor, (B,), on the CPU."""
         return torch.tensor(self.position, dtype=torch.long, device="cpu")
 
+    def select(self, rows):
+        """The state of some rows, in this order: indices, or a (B,) mask of bool."""
+        rows = torch.as_tensor(rows)
+        rows = (rows.nonzero().flatten() if rows.dtype == torch.bool else rows).tolist()
+        position = tuple(self.position[row] for row in rows)
+        return self.map(lambda x: x[rows])._replace(position=position)
 
+    @staticmethod
+    def cat(states):
+        """The state of a batch of the rows of several states, one after the other."""
+        layers, positions = zip(*states, strict=True)
+        layers = (MemoryState(*map(torch.cat, zip(*layer))) for layer in zip(*layers))
+        return Phase2State(tuple(layers), sum(positions, ()))
+
+
+# %% notebooks/07_model.ipynb#empty-state
 def empty_state(config, batch, device=None, dtype=torch.float32):
     """The state of a model that has read nothing: Phase2Config, B -> Phase2State."""
     shape = (batch, config.n_heads, config.head_dim)
@@ -736,9 +758,11 @@ def check_state(state, batch, config):
     """Refuse what is no state (TypeError), or one for another model or batch (ValueError)."""
     if not isinstance(state, Phase2State):
         raise TypeError(f"state must be a Phase2State, got {type(state).__name__}")
-    if not isinstance(state.position, tuple):
-        got = type(state.position).__name__
-        raise TypeError(f"position of a state must be a tuple of ints, got {got}")
+    position = state.position
+    if not isinstance(position, tuple) or any(type(x) is not int or x < 0 for x in position):
+        raise TypeError(
+            f"position of a state must be a tuple of ints of at least 0, got {position}"
+        )
     if len(state.position) != batch:
         raise ValueError(f"state is for a batch of {len(state.position)}, got {batch} rows")
     dim = config.head_dim
@@ -769,6 +793,9 @@ def check_input(input_ids, state, attention_mask, config):
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
         got, want = tuple(attention_mask.shape), tuple(input_ids.shape)
         raise ValueError(f"attention_mask must have the shape of input_ids, {want}, got {got}")
+    if attention_mask is not None and attention_mask.is_floating_point():
+        got = f"{attention_mask.dtype} (one that is added to scores has no meaning here)"
+        raise ValueError(f"attention_mask must be of bool or integers, 0 for padding, got {got}")
     if state is not None:
         check_state(state, len(input_ids), config)
     if input_ids.numel() and not torch.compiler.is_compiling():
@@ -1050,8 +1077,8 @@ def predict(
         input_ids: (B, N) integers below vocab_size; any N.
         state: Phase2State to go on from; None is an empty memory. Gradients flow through it, unless
             it is `state.detach()`.
-        attention_mask: (B, N), 0 for padding; other numbers tell packed documents apart, of which
-            the first in a row goes on from `state`.
+        attention_mask: (B, N) bool or integers, of these tokens alone; 0 for padding, other numbers
+            tell packed documents apart, of which the first in a row goes on from `state`.
         return_diagnostics: also return :func:`diagnose_layers`; changes no logit.
         return_state: also return the Phase2State after the last token.
 

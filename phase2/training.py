@@ -74,6 +74,7 @@ __all__ = [
     "evaluate_run",
     "out_of_patience",
     "CheckpointError",
+    "check_file",
     "write_atomically",
     "read_torch",
     "check_weights",
@@ -789,11 +790,20 @@ def out_of_patience(run):
     return since >= run.settings.patience * run.settings.evaluate_every
 
 
-# %% notebooks/08_training.ipynb#atomic
+# %% notebooks/08_training.ipynb#check-file
 class CheckpointError(ValueError):
     """A file is no checkpoint, or not one that fits; the message names the file and the reason."""
 
 
+def check_file(path):
+    """Refuse, with a CheckpointError, what is no file or may not be read."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if not os.access(path, os.R_OK):
+        raise CheckpointError(f"{path}: may not be read (its permissions)")
+
+
+# %% notebooks/08_training.ipynb#atomic
 def write_atomically(path, write):
     """Write a file so that it is whole at every moment: the old one, then the new one.
 
@@ -832,8 +842,7 @@ def read_torch(path):
             file is run.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+    check_file(path)
     try:
         # torch.load does not compare checksums
         damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
@@ -975,7 +984,9 @@ def resume_run(run):
         for part, values in now.items():
             if changed := changes(state[part], values):
                 why = f"a run goes on as it began, but {part} changed: {changed}"
-                raise CheckpointError(f"{path}: {why}; or start a new run with its model (--init)")
+                raise CheckpointError(
+                    f"{path}: {why}; or start a new run with its model (from_pretrained, or --init)"
+                )
         precision = {"precision": run.accelerator.mixed_precision}
         if changed := changes({"precision": state["precision"]}, precision):
             raise CheckpointError(f"{path}: a run goes on as it began, but {changed}")

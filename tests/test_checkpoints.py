@@ -255,6 +255,12 @@ def test_what_is_nowhere_is_said_to_be(tmp_path, monkeypatch):
     refused(tmp_path, "holds neither model.safetensors nor training.pt")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(folder, monkeypatch, name):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != name)
+    refused(folder, f"{name}: may not be read")
+
+
 # Damage
 
 

@@ -164,7 +164,10 @@ def test_compiles(dtype):
         (lambda x: x.update(eta=x["eta"][:, :2]), r"eta must have shape \(1, 6, 2\), got"),
         (lambda x: x.update(state=x["state"] * torch.nan), "state must be finite"),
         (lambda x: x.update(state=x["state"][:, :1]), r"state must have shape \(1, 2, 4, 4\)"),
-        (lambda x: x.update(v=x["v"].long()), "v must be of floating point, got torch.int64"),
+        (
+            lambda x: x.update(v=x["v"].long()),
+            "v must be a tensor of floating point, got torch.int64",
+        ),
         (lambda x: x.update(dt=-1.0), "dt must be a positive number, got -1.0"),
         (lambda x: x.update(dt=torch.inf), "dt must be a positive number, got inf"),
     ],

@@ -14,9 +14,20 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
 from phase2 import Phase2Block, Phase2Config, Phase2IntegratedModel, create_phase2_model
-from phase2.consolidation import given_memory
+from phase2.consolidation import empty_memory, given_memory
 from phase2.decay import DecayPotential, decay_rate, half_life, propagator
-from phase2.model import FEW, PART, PRESETS, Linear, empty_state, feed_forward, linear, plan, shared
+from phase2.model import (
+    FEW,
+    PART,
+    PRESETS,
+    Linear,
+    Phase2State,
+    empty_state,
+    feed_forward,
+    linear,
+    plan,
+    shared,
+)
 from phase2.snr import select
 
 TINY = dict(vocab_size=40, d_model=16, n_layers=2, n_heads=2, consolidate_every=8)
@@ -403,6 +414,10 @@ DEEP = Phase2Config(**TINY | {"n_layers": 3})
         (lambda m: m(torch.tensor([1, 2])), r"shape \(B, N\), got \(2,\)"),
         (lambda m: m(torch.rand(1, 2)), "integers of shape"),
         (lambda m: m(tokens(2, 3), attention_mask=torch.ones(2, 4)), "attention_mask must have"),
+        (
+            lambda m: m(tokens(2, 3), attention_mask=torch.zeros(2, 3)),
+            "must be of bool or integers",
+        ),
         (lambda m: m(tokens(2, 3), state=empty_state(m.config, 1)), "state is for a batch of 1"),
         (lambda m: m(tokens(1, 3), state=poisoned(m)), "state must be finite"),
         (lambda m: m(tokens(1, 1), state=poisoned(m)), "state must be finite"),
@@ -425,8 +440,9 @@ def test_a_state_of_another_type_is_refused():
     with pytest.raises(TypeError, match="must be a Phase2State, got tuple"):
         model(tokens(1, 3), state=empty_state(model.config, 1).layers)
     state = empty_state(model.config, 1)
-    with pytest.raises(TypeError, match="position of a state must be a tuple of ints, got Tensor"):
-        model(tokens(1, 3), state=state._replace(position=state.positions()))
+    for wrong in (state.positions(), tuple(state.positions()), (0.0,), (-1,), [0]):
+        with pytest.raises(TypeError, match="position of a state must be a tuple of ints of at le"):
+            model(tokens(1, 3), state=state._replace(position=wrong))
 
 
 @pytest.mark.parametrize("length", [1, 3])
@@ -474,6 +490,7 @@ def poisoned(model, position=0):
         ({"resonance_basis": "wave"}, "resonance_basis must be one of zeta"),
         ({"d_model": 30, "n_heads": 4}, "d_model must be an even multiple of n_heads = 4"),
         ({"hebian_eta": 0.1}, "unknown key 'hebian_eta', did you mean 'hebbian_eta'"),
+        ({"snr": 0.1}, "unknown key 'snr', did you mean 'snr_threshold'"),
     ],
 )
 def test_bad_configurations_are_refused(values, message):
@@ -552,6 +569,38 @@ def test_rows_that_are_not_equally_far_along_read_a_token_each():
                 expected = model(text[:, : n + t + 1])[0, -1:]
                 torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
     assert state.position == tuple(n + 12 for n in lengths)
+
+
+def test_rows_of_states_are_selected_and_put_together():
+    model, lengths = tiny(consolidate_every=4), (9, 5, 1)
+    texts = [tokens(1, n + 6, seed=n) for n in lengths]
+    with torch.no_grad():
+        states = [model(text[:, :n], return_state=True)[1] for text, n in zip(texts, lengths)]
+        rest = torch.cat([text[:, n:] for text, n in zip(texts, lengths)])
+        whole = torch.cat([model(text)[:, n:] for text, n in zip(texts, lengths)])
+        state = Phase2State.cat(states)
+        assert state.position == lengths
+        for rows in ([0, 1, 2], [2, 0], [1, 1, 1, 0], [], torch.tensor([2, 1])):
+            found = model(rest[rows], state=state.select(rows))
+            torch.testing.assert_close(found, whole[rows], atol=1e-5, rtol=1e-5)
+        keep = torch.tensor([True, False, True])
+        assert state.select(keep).position == (9, 1)
+        found = model(rest[keep], state=state.select(keep))
+        torch.testing.assert_close(found, whole[keep], atol=1e-5, rtol=1e-5)
+    with pytest.raises(IndexError):
+        state.select([3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("length", [1, 20])
+def test_a_block_alone_begins_with_an_empty_memory(dtype, length):
+    block, x = Phase2Block(Phase2Config(**TINY)).to(dtype), torch.randn(2, length, 16, dtype=dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    y, state, gamma, _ = block(x)
+    assert torch.equal(y, block(x, empty_memory(2, 2, 8, dtype=wide), 0)[0])
+    assert y.dtype == dtype and gamma.shape == (2, length, 2)
+    assert {w.dtype for w in state} == {wide}
+    block(x[:, :1], state, length)
 
 
 def test_documents_of_similar_length_are_read_together(monkeypatch):
