@@ -1217,7 +1217,7 @@ def train(
         data: TextData, from :func:`text_data`.
         settings: TrainSettings; or its fields by name, in `values`.
         out: folder for `training.pt`, `history.jsonl` and `tokenizer.json`, or None.
-        resume: go on with the run in `out`, if there is one.
+        resume: go on with the run in `out`, if there is one; but for `FREE` its settings stay.
         accelerator: accelerate.Accelerator, to choose a device or bf16; None makes one, of CUDA if
             there is any, else of the CPU, and of the precision of one made before in this process.
         on_step, progress: function called with each entry of the history; show a bar?
