@@ -303,12 +303,13 @@ class Recall(NamedTuple):
 
 # %% notebooks/10_diagnostics.ipynb#recall
 @torch.no_grad()
-def recall(model, ids, layer, head, key=None, top=5):
+def recall(model, text, layer, head, key=None, top=5):
     """Read a text, ask one memory for one key, and say what comes back: equation (eq-votes).
 
     Args:
         model: Phase2IntegratedModel.
-        ids: token ids, a list or 1-D tensor, read from an empty memory.
+        text: a text, a file or token ids, see :func:`phase2.inference.text_ids`, read from an empty
+            memory.
         layer, head: which memory, from 0.
         key: a vector (D,); or a position in the text, for the key written there; None asks what the
             model asks after the last token.
@@ -318,10 +319,10 @@ def recall(model, ids, layer, head, key=None, top=5):
         Recall.
 
     Raises:
-        TypeError, ValueError: `ids` are empty, or no integers of the vocabulary; a layer, head,
+        TypeError, ValueError: the text is empty, or no integers of the vocabulary; a layer, head,
             position or key does not exist; `top` is below 1.
     """
-    ids = as_ids(ids, model.embedding.weight.device)
+    ids = text_ids(model, text).to(model.embedding.weight.device)
     check_recall(model.config, len(ids), layer, head, key, top)
     trace = traces(model, ids, layer)
     if not torch.is_tensor(key):  # the model's own question, or a position
@@ -341,7 +342,7 @@ def check_recall(config, length, layer, head, key, top):
         ValueError: naming the argument, its value and what is allowed.
     """
     if not length:
-        raise ValueError("ids must hold at least one token, got none")
+        raise ValueError("text must hold at least one token, got none")
     dim = config.head_dim
     wanted = {"layer": (layer, config.n_layers), "head": (head, config.n_heads)}
     if isinstance(key, Integral):

@@ -304,6 +304,8 @@ def test_a_file_and_the_name_of_a_file(model, tmp_path):
         diagnose(model, torch.zeros(1, 7, dtype=torch.long))
     with pytest.raises(ValueError, match="at least one token"):
         recall(model, [], 0, 0)
+    one, *others = (recall(model, text, 0, 1).answer for text in ("two", b"two", list(b"two")))
+    assert all(torch.equal(one, other) for other in others)
 
 
 def test_what_is_extrapolated_is_marked(model, ids):
