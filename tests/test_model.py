@@ -216,6 +216,7 @@ def test_compiles():
 @pytest.mark.parametrize("rows", [1, 3])
 def test_tokens_compile_to_one_graph(rows):
     """One for tokens, and one for those at which the memories are consolidated."""
+    torch.compiler.reset()  # what other tests have compiled
     model, ids, compiled = tiny(consolidate_every=4), tokens(rows, 20), CompileCounter()
     with torch.no_grad():
         _, state = model(ids[:, :1], return_state=True)
