@@ -354,8 +354,9 @@ def generate_text(model, prompts, max_new_tokens, **options):
     if taken := options.keys() & {"return_state", "attention_mask"}:
         raise TypeError(f"generate_text takes and gives text alone: {min(taken)} is of generate")
     check_keys(options, [*SAMPLING_RULES, "generator", "state"])
-    if not isinstance(prompts, Iterable):
-        raise TypeError(f"prompts must be str, bytes or several, got {type(prompts).__name__}")
+    if not isinstance(prompts, Iterable) or torch.is_tensor(prompts):
+        got = f"{type(prompts).__name__} (generate takes token ids)"
+        raise TypeError(f"prompts must be str, bytes or several, got {got}")
     tokenizer, alone = tokenizer_of(model), isinstance(prompts, str | bytes | bytearray)
     prompts = [tokenizer.encode(text) for text in ([prompts] if alone else prompts)]
     ids, mask = (x.to(model.embedding.weight.device) for x in pad_left(prompts))

@@ -343,6 +343,8 @@ def test_prompts_stay_on_their_device():
 def test_a_path_is_no_prompt(model):
     with pytest.raises(TypeError, match="prompts must be str, bytes or several, got PosixPath"):
         generate_text(model, Path("a.txt"), 3)
+    with pytest.raises(TypeError, match=r"got Tensor \(generate takes token ids\)"):
+        generate_text(model, torch.zeros(1, 3, dtype=torch.long), 5)
 
 
 def test_from_text_to_text(model):
