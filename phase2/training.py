@@ -1210,7 +1210,7 @@ def train(
     progress=True,
     **values,
 ):
-    """Train a model on text; it ends with the weights that did best on the held-out part.
+    """Train a model on text; it ends with the weights of the best evaluation (none is at step 0).
 
     Args:
         model: Phase2IntegratedModel; moves to the accelerator's device, gets `data.tokenizer`.
