@@ -164,14 +164,18 @@ def check_memory(q, k, v, gamma, potential, eta, dt, fast_weights=None):
     """Refuse inputs that the memory is not defined for, before anything is computed.
 
     Raises:
-        TypeError: q, k or v are not of floating point.
+        TypeError: an argument is no tensor, or q, k or v are not of floating point.
         ValueError: a wrong rank or shape, an odd head dimension, Γ ≤ 0, dt ≤ 0, or a state that
             is not finite; the message names the argument, its value and what is allowed.
     """
-    for name, value in (("q", q), ("k", k), ("v", v)):
-        if not torch.is_tensor(value) or not value.is_floating_point():
-            got = value.dtype if torch.is_tensor(value) else type(value).__name__
-            raise TypeError(f"{name} must be a tensor of floating point, got {got}")
+    tokens, rates = {"q": q, "k": k, "v": v}, {"gamma": gamma, "potential": potential, "eta": eta}
+    states = {} if fast_weights is None else {"state": fast_weights}
+    for name, value in (tokens | rates | states).items():
+        if not torch.is_tensor(value):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    for name, value in tokens.items():
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be of floating point, got {value.dtype}")
     if not 0 < dt < math.inf:
         raise ValueError(f"dt must be a positive number, got {dt}")
     if q.dim() != 4:
@@ -181,13 +185,9 @@ def check_memory(q, k, v, gamma, potential, eta, dt, fast_weights=None):
         raise ValueError(
             f"the head dimension D must be even (R(V dt) turns pairs of entries), got D = {dim}"
         )
-    tokens, rates = (("k", k), ("v", v)), (("gamma", gamma), ("potential", potential), ("eta", eta))
-    states = () if fast_weights is None else (("state", fast_weights),)
     shapes = ((tokens, q.shape), (rates, q.shape[:3]), (states, (batch, heads, dim, dim)))
     for named, expected in shapes:
-        for name, value in named:
-            if not torch.is_tensor(value):
-                raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        for name, value in named.items():
             if value.shape != expected:
                 got = tuple(value.shape)
                 raise ValueError(f"{name} must have shape {tuple(expected)}, got {got}")

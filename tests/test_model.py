@@ -559,10 +559,7 @@ def test_rows_that_are_not_equally_far_along_read_a_token_each():
     texts = [tokens(1, n + 12, seed=n) for n in lengths]
     with torch.no_grad():
         states = [model(text[:, :n], return_state=True)[1] for text, n in zip(texts, lengths)]
-        layers = [type(x[0])(*map(torch.cat, zip(*x))) for x in zip(*(s.layers for s in states))]
-        state = states[0]._replace(
-            layers=tuple(layers), position=sum((s.position for s in states), ())
-        )
+        state = Phase2State.cat(states)
         for t in range(12):
             token = torch.cat([text[:, n + t] for text, n in zip(texts, lengths)])
             logits, state = model(token[:, None], state=state, return_state=True)
