@@ -46,13 +46,20 @@ __all__ = [
     "LookBack",
     "row_ends",
     "look_back",
-    "FeedForward",
     "PART",
     "FEW",
+    "MANY",
     "INTEL",
+    "AVX512",
+    "foreign",
     "shared",
+    "convolved",
+    "image",
+    "rows_of",
     "linear",
+    "linear_back",
     "Linear",
+    "FeedForward",
     "network",
     "feed_forward",
     "step",
@@ -357,59 +364,66 @@ def look_back(k, mix, last, mask=None):
     return LookBack.apply(k, mix.to(k.dtype), before, first), end
 
 
-# %% notebooks/07_model.ipynb#activation
-class FeedForward(torch.autograd.Function):
-    """relu(m W↑ᵀ)² W↓ᵀ with m = (1 − ν) x_t + ν x_{t−1}: equation (eq-network).
-
-    For the backward pass it keeps x and r = relu(m W↑ᵀ), and neither m nor the square of r.
-    """
-
-    @staticmethod
-    def forward(ctx, x, mix, last, first, up, down):
-        """x (B, N, d), ν (d,), `last` and `first` of :func:`previous`, W↑ and W↓ -> (B, N, d)."""
-        relu = (blend(x, mix, last, first).flatten(0, 1) @ up.T).relu_()  # (B N, 4d)
-        ctx.save_for_backward(x, mix, last, first, up, down, relu)
-        return (relu.square() @ down.T).view_as(x)
-
-    @staticmethod
-    def backward(ctx, dy):
-        """dy -> gradients of x, ν, `last`, W↑ and W↓."""
-        refuse_second_derivative()
-        *inputs, up, down, relu = ctx.saved_tensors
-        dy = dy.reshape(-1, dy.shape[-1])
-        ddown = dy.T @ relu.square()
-        dhidden = ((2 * dy) @ down).mul_(relu)
-        dup = dhidden.T @ blend(*inputs).flatten(0, 1)
-        dmixed = (dhidden @ up).view_as(inputs[0])
-        return *blend_back(dmixed, *inputs), None, dup, ddown
-
-
 # %% notebooks/07_model.ipynb#linear
 PART = 64  # rows of a weight that one thread reads at a time
 FEW = 64  # rows of x up to which reading the weight is what a product costs
-# on these processors `F.linear` reads with all threads itself
+MANY = 20480  # numbers in x above which PyTorch leaves a convolution to oneDNN
 INTEL = "Intel" in getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def foreign(x):
+    """Does `F.linear` leave x to a library that was made for other processors?"""
+    return x.is_cpu and x.dtype == torch.float32 and not (INTEL or torch.is_autocast_enabled("cpu"))
 
 
 def shared(x, weight):
     """Is x Wᵀ better read in parts by all threads?"""
-    if INTEL or x.dtype != torch.float32 or not x.is_cpu or torch.is_autocast_enabled("cpu"):
-        return False
     few = x.numel() <= FEW * x.shape[-1]
-    if not few or weight.numel() < 2**16 or weight.shape[0] % PART:
+    if not (foreign(x) and few) or weight.numel() < 2**16 or weight.shape[0] % PART:
         return False
     # in this order, for a compiler cannot go on where the number of threads is asked for
     return torch.compiler.is_compiling() or torch.get_num_threads() > 1
 
 
+def convolved(x):
+    """Is x Wᵀ faster as a convolution?"""
+    return AVX512 and foreign(x) and x.numel() > max(MANY, FEW * x.shape[-1])
+
+
+def image(x):
+    """(…, d) -> (1, d, 1, rows), a picture of one line with d colours; the same memory."""
+    return x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+
+
+def rows_of(picture):
+    """(1, d, 1, rows) -> (rows, d): undoes :func:`image`."""
+    return picture.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+# %% notebooks/07_model.ipynb#linear-products
 def linear(x, weight):
     """x Wᵀ: (…, d) and (n, d) -> (…, n)."""
-    if not shared(x, weight):
-        return F.linear(x, weight)
     n, d = weight.shape
-    parts, rows = weight.view(-1, PART, d), x.reshape(-1, d)
-    y = torch.bmm(rows.expand(n // PART, *rows.shape), parts.mT)  # (n / PART, rows, PART)
-    return y.transpose(0, 1).reshape(*x.shape[:-1], n)
+    if convolved(x):  # dilation changes nothing here, but with it one thread takes oneDNN too
+        y = rows_of(F.conv2d(image(x), weight[:, :, None, None], dilation=2))
+    elif shared(x, weight):
+        parts, rows = weight.view(-1, PART, d), x.reshape(-1, d)
+        y = torch.bmm(rows.expand(n // PART, *rows.shape), parts.mT)  # (n / PART, rows, PART)
+        y = y.transpose(0, 1)
+    else:
+        return F.linear(x, weight)
+    return y.reshape(*x.shape[:-1], n)
+
+
+def linear_back(dy, x, weight):
+    """dy (rows, n) -> gradients of x (rows, d) and W (n, d) in :func:`linear`."""
+    if not convolved(x):
+        return dy @ weight, dy.T @ x
+    window = (1, 1), (0, 0), (2, 2), False, (0, 0), 1  # stride, padding, dilation, and defaults
+    tensors = image(dy), image(x), weight[:, :, None, None], None
+    dx, dweight, _ = torch.ops.aten.convolution_backward(*tensors, *window, (True, True, False))
+    return rows_of(dx), dweight.view_as(weight)
 
 
 class Linear(torch.nn.Linear):
@@ -421,6 +435,31 @@ class Linear(torch.nn.Linear):
     def forward(self, x):
         """x (…, inputs) -> (…, outputs)."""
         return linear(x, self.weight)
+
+
+# %% notebooks/07_model.ipynb#activation
+class FeedForward(torch.autograd.Function):
+    """relu(m W↑ᵀ)² W↓ᵀ with m = (1 − ν) x_t + ν x_{t−1}: equation (eq-network).
+
+    For the backward pass it keeps x and r = relu(m W↑ᵀ), and neither m nor the square of r.
+    """
+
+    @staticmethod
+    def forward(ctx, x, mix, last, first, up, down):
+        """x (B, N, d), ν (d,), `last` and `first` of :func:`previous`, W↑ and W↓ -> (B, N, d)."""
+        relu = linear(blend(x, mix, last, first).flatten(0, 1), up).relu_()  # (B N, 4d)
+        ctx.save_for_backward(x, mix, last, first, up, down, relu)
+        return linear(relu.square(), down).view_as(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        """dy -> gradients of x, ν, `last`, W↑ and W↓."""
+        refuse_second_derivative()
+        *inputs, up, down, relu = ctx.saved_tensors
+        dy = dy.reshape(-1, dy.shape[-1])
+        dsquare, ddown = linear_back(2 * dy, relu.square(), down)  # 2 for the square, …
+        dmixed, dup = linear_back(dsquare.mul_(relu), blend(*inputs).flatten(0, 1), up)
+        return *blend_back(dmixed.view_as(inputs[0]), *inputs), None, dup, ddown / 2  # … but here
 
 
 # %% notebooks/07_model.ipynb#feed-forward

@@ -18,13 +18,16 @@ from phase2.consolidation import empty_memory, given_memory
 from phase2.decay import DecayPotential, decay_rate, half_life, propagator
 from phase2.model import (
     FEW,
+    MANY,
     PART,
     PRESETS,
     Linear,
     Phase2State,
+    convolved,
     empty_state,
     feed_forward,
     linear,
+    linear_back,
     plan,
     shared,
 )
@@ -381,6 +384,84 @@ def test_products_that_threads_do_not_share(two_threads, monkeypatch):
     monkeypatch.setattr("phase2.model.INTEL", False)
     torch.set_num_threads(1)
     assert not shared(x, weight)
+
+
+@pytest.fixture
+def with_avx512(monkeypatch):
+    """A processor as AMD makes them, where products are faster as convolutions."""
+    monkeypatch.setattr("phase2.model.INTEL", False)
+    monkeypatch.setattr("phase2.model.AVX512", True)
+
+
+@pytest.mark.parametrize("shape", [(90,), (2, 150), (3, 0, 200), (1, 5, 70)])
+@pytest.mark.parametrize(("d", "n"), [(256, 320), (300, 1), (1, 3)])
+@pytest.mark.parametrize("laid_out", ["by rows", "by columns"])
+def test_a_product_is_a_convolution(with_avx512, shape, d, n, laid_out):
+    x, weight = torch.randn(*shape, d), torch.randn(d, n).T
+    weight = weight.contiguous() if laid_out == "by rows" else weight
+    inputs = [w.requires_grad_() for w in (x, weight)]
+    assert convolved(x) == (x.numel() > MANY)
+    exact = [w.detach().double().requires_grad_() for w in inputs]
+    y, expected = linear(*inputs), exact[0] @ exact[1].T
+    assert y.shape == (*shape, n) and y.is_contiguous()
+    torch.testing.assert_close(y, expected.float(), atol=1e-4, rtol=1e-5)
+    dy = torch.randn(*shape, n)
+    wanted = [g.float() for g in torch.autograd.grad(expected, exact, dy.double())]
+    found = torch.autograd.grad(y, inputs, dy)
+    assert found[1].is_contiguous() or laid_out == "by columns"
+    by_hand = linear_back(dy.reshape(-1, n), x.detach().reshape(-1, d), weight.detach())
+    for one, other, third in zip(found, by_hand, wanted, strict=True):
+        torch.testing.assert_close(one, third, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(other.view_as(third), third, atol=1e-3, rtol=1e-4)
+
+
+def test_products_that_are_no_convolutions(with_avx512, monkeypatch):
+    x, weight = torch.randn(300, 256), torch.randn(320, 256)
+    assert convolved(x)
+    assert not convolved(x[: MANY // 256])  # PyTorch would not leave it to oneDNN
+    assert not convolved(torch.randn(FEW, 1024))  # reading the weight is what it costs
+    assert not convolved(x.double()) and not convolved(x.bfloat16())
+    assert not convolved(x.to("meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not convolved(x)
+        assert linear(x, weight).dtype == torch.bfloat16
+    whole = torch.compile(linear, backend="eager", fullgraph=True)  # raises if it must be cut
+    torch.testing.assert_close(whole(x, weight), linear(x, weight), atol=1e-4, rtol=1e-5)
+    monkeypatch.setattr("phase2.model.AVX512", False)
+    assert not convolved(x)
+    monkeypatch.undo()
+    monkeypatch.setattr("phase2.model.INTEL", True)
+    assert not convolved(x)
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="not for oneDNN here"
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pytorch_leaves_convolutions_to_onednn(with_avx512, threads):
+    x = torch.randn(MANY // 256 + 1, 256, requires_grad=True)
+    weight = torch.randn(320, 256, requires_grad=True)
+    torch.set_num_threads(threads)
+    try:
+        with torch.profiler.profile() as seen:
+            linear(x, weight).sum().backward()
+    finally:
+        torch.set_num_threads(1)
+    assert "aten::mkldnn_convolution" in {event.key for event in seen.key_averages()}
+
+
+def test_a_model_is_the_same_with_convolutions(with_avx512, monkeypatch):
+    torch.manual_seed(0)
+    model = create_phase2_model(d_model=64, n_layers=2, consolidate_every=128)
+    text = torch.randint(0, 256, (2, 400))
+    logits = model(text)
+    found = logits, gradients(model, weigh(logits))
+    monkeypatch.setattr("phase2.model.AVX512", False)
+    logits = model(text)
+    torch.testing.assert_close(found[0], logits, atol=1e-5, rtol=1e-4)
+    wanted = gradients(model, weigh(logits))
+    assert (found[1] - wanted).norm() < 1e-5 * wanted.norm()
+    assert not torch.equal(found[1], wanted)  # they did go another way
 
 
 def test_single_tokens_equal_a_sequence_with_threads(two_threads):

@@ -24,7 +24,7 @@ from phase2.model import linear
 
 ROUNDS, TURN = 15, 10  # the models take turns of 10 tokens
 LONGEST = 10_000  # for Llama
-CACHE = {"phase2": "state", "Llama": "past_key_values", "Mamba2": "cache_params"}
+CACHE = {"Llama": "past_key_values", "Mamba2": "cache_params"}
 
 
 def advance(model, name, ids, cache):
@@ -32,8 +32,9 @@ def advance(model, name, ids, cache):
     if name == "phase2":
         logits, cache = model(ids, state=cache, return_state=True)
         return logits[:, -1:], cache
-    found = model(ids, use_cache=True, **({CACHE[name]: cache} if cache is not None else {}))
-    return found.logits[:, -1:], getattr(found, CACHE[name])
+    kind = CACHE[name.split()[0]]
+    found = model(ids, use_cache=True, **({kind: cache} if cache is not None else {}))
+    return found.logits[:, -1:], getattr(found, kind)
 
 
 def read(model, name, count):
@@ -47,7 +48,7 @@ def read(model, name, count):
 
 def decode(models, position, prepare):
     """Median seconds a token of each model, prepared for it, after `position` tokens."""
-    names = [name for name in models if name != "Llama" or position <= LONGEST]
+    names = [name for name in models if "Llama" not in name or position <= LONGEST]
     caches = {name: read(models[name], name, position) for name in names}
     ready = {name: prepare(models[name]) for name in names}
     times, token = {name: [] for name in names}, torch.zeros(1, 1, dtype=torch.long)
