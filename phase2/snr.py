@@ -113,8 +113,9 @@ def rejected(weights, threshold):
         threshold: θ.
 
     Returns:
-        The noise's σ² D, (…), in float64; what is not selected 1 − G = τ² (W Wᵀ + τ² I)⁻¹,
-        (…, D, D), and the selected share of the modes tr G / D, (…), in float32 or wider.
+        The noise's σ² D, (…), in float64; a root of what is not selected, R = τ L⁻¹ (…, D, D) with
+        Rᵀ R = 1 − G = τ² (W Wᵀ + τ² I)⁻¹, and the selected share of the modes tr G / D, (…), in
+        float32 or wider.
 
     Raises:
         ValueError: a threshold that float64 has no digits for.
@@ -124,13 +125,10 @@ def rejected(weights, threshold):
     gram, dtype = gram_matrix(weights), torch.promote_types(weights.dtype, torch.float32)
     noise = noise_energy(gram)
     tau2 = threshold**2 * noise  # τ² = θ² σ² D
-    factor = torch.linalg.cholesky_ex(lift(gram, tau2)).L
+    factor = torch.linalg.cholesky_ex(lift(gram, tau2)).L  # L
     shift = lift(torch.zeros_like(gram), tau2.sqrt())
-    root = torch.linalg.solve_triangular(factor, shift, upper=False).to(dtype)  # τ L⁻¹
-    with torch.autocast(weights.device.type, enabled=False):
-        noisy = root.mT @ root  # τ² L⁻ᵀ L⁻¹ = 1 − G
-    share = 1 - noisy.diagonal(dim1=-2, dim2=-1).mean(-1)
-    return noise, noisy, share
+    root = torch.linalg.solve_triangular(factor, shift, upper=False).to(dtype)
+    return noise, root, 1 - root.square().sum((-2, -1)) / root.shape[-1]
 
 
 # %% notebooks/03_snr.ipynb#select
@@ -149,7 +147,9 @@ def selection(written, threshold, gamma_boost):
     """
     if not gamma_boost >= 0:
         raise ValueError(f"gamma_boost must be zero or more, got {gamma_boost}")
-    _, noisy, share = rejected(written, threshold)
+    _, root, share = rejected(written, threshold)
+    with torch.autocast(written.device.type, enabled=False):
+        noisy = root.mT @ root  # 1 − G
     # expm1(−β) = −λ
     return lift(math.expm1(-gamma_boost) * noisy, torch.ones_like(share)), share
 
