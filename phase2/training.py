@@ -93,6 +93,7 @@ __all__ = [
     "resume_run",
     "read_history",
     "write_history",
+    "HANGUP",
     "Interruption",
     "repeatable",
     "save_tokenizer",
@@ -1033,8 +1034,11 @@ def write_history(path, history):
 
 
 # %% notebooks/08_training.ipynb#interrupt
+HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+
+
 class Interruption:
-    """Within it, the first Ctrl-C or request to terminate is noted; a Ctrl-C after it interrupts.
+    """Within it, the first Ctrl-C or other signal to end is noted; a Ctrl-C after it interrupts.
 
     Attributes:
         signal: the number of the signal, or None.
@@ -1045,8 +1049,9 @@ class Interruption:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # others get no signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.handlers[number] = signal.signal(number, self.note)
+            for number in (signal.SIGINT, signal.SIGTERM, HANGUP):
+                if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT:
+                    self.handlers[number] = signal.signal(number, self.note)
         return self
 
     def note(self, number, frame):
@@ -1059,11 +1064,12 @@ class Interruption:
             signal.signal(number, handler or signal.SIG_DFL)
 
     def leave(self, message):
-        """Stop for good: SystemExit if asked to terminate, else KeyboardInterrupt; say why."""
-        if self.signal == signal.SIGTERM:
+        """Stop for good: KeyboardInterrupt after Ctrl-C, else SystemExit; say why."""
+        if self.signal in (None, signal.SIGINT):  # None: another process was interrupted
+            raise KeyboardInterrupt(message)
+        with contextlib.suppress(OSError):  # there may be no terminal any more
             print(message, file=sys.stderr)  # which SystemExit with a number does not
-            raise SystemExit(128 + signal.SIGTERM)
-        raise KeyboardInterrupt(message)
+        raise SystemExit(128 + self.signal)
 
 
 # %% notebooks/08_training.ipynb#repeat
@@ -1230,7 +1236,7 @@ def train(
             :func:`~phase2.model.one_or_fields`.
         FileExistsError, CheckpointError: see :func:`begin`, :func:`resume_run`.
         FloatingPointError: the loss is not finite.
-        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once the run is saved.
+        KeyboardInterrupt, SystemExit: after Ctrl-C, or SIGTERM or SIGHUP, once the run is saved.
     """
     accelerator = as_accelerator(accelerator)
     folder = Path(out) if out else None

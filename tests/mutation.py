@@ -46,6 +46,10 @@ TESTS = {
     "test_memory.py": ["memory"],
     "test_consolidation.py": ["snr", "resonance", "consolidation"],
     "test_model.py": [*MECHANISMS, "model"],
+    "test_training.py": ["training"],
+    "test_inference.py": ["inference"],
+    "test_diagnostics.py": ["diagnostics"],
+    "test_checkpoints.py": ["checkpoints"],
 }
 
 # Mutants that no assertion can tell from the original, by name, and why.

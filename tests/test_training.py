@@ -163,16 +163,54 @@ def test_ctrl_c_saves_after_the_step_and_resumes_exactly(unbroken, tmp_path):
     assert train(tiny(seed=1), DATA, **RUN, out=tmp_path, resume=True) == unbroken[1]
 
 
-def test_a_request_to_terminate_saves_too_and_says_so(tmp_path, capsys):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_request_to_terminate_saves_too_and_says_so(tmp_path, capsys, number, code):
     def on_step(entry):
         if entry["step"] == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as left:
         train(tiny(), DATA, **RUN, out=tmp_path, on_step=on_step)
-    assert left.value.code == 143
+    assert left.value.code == code and signal.getsignal(number) == before
     assert f"stopped after step 3, saved in {tmp_path}" in capsys.readouterr().err
     assert read_torch(tmp_path / "training.pt")["step"] == 3
+
+
+def test_under_nohup_a_run_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        history = train(tiny(), DATA, **RUN, on_step=lambda _: os.kill(os.getpid(), signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert history[-1]["step"] == RUN["steps"]
+
+
+def test_a_closed_terminal_costs_no_work(tmp_path):
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    code = f"""
+import fcntl, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal is this program's own
+from phase2 import create_phase2_model
+from phase2.training import text_data, train
+model = create_phase2_model(d_model=16, n_layers=1, n_heads=2, n_seq=16)
+settings = dict(steps=10**6, save_every=10**6)
+train(model, text_data("ab" * 5000), **settings, out={str(tmp_path)!r})
+"""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (24, 100))
+    streams = {"stdin": its, "stdout": its, "stderr": its}
+    child = subprocess.Popen([sys.executable, "-c", code], **streams, start_new_session=True)
+    os.close(its)
+    shown = b""
+    while b"/1000000" not in shown:  # until there is a bar
+        try:
+            shown += os.read(ours, 10_000)
+        except OSError:
+            pytest.fail(shown.decode())
+    os.close(ours)
+    assert child.wait(60) == 129, shown.decode()
+    assert read_torch(tmp_path / "training.pt")["step"] > 0
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
