@@ -202,7 +202,7 @@ def snr_stats(fast_weights, threshold=2.0):
     wide = torch.promote_types(fast_weights.dtype, torch.float32)
     sigma = (noise / fast_weights.shape[-1]).sqrt().to(wide)
     # of an empty memory σ is 0, and so is its SNR
-    snr = fast_weights.abs().to(wide) / sigma.clamp(min=torch.finfo(wide).tiny)[..., None, None]
+    snr = fast_weights.abs() / sigma.clamp(min=torch.finfo(wide).tiny)[..., None, None]
     return {
         "mean_snr": snr.mean().item(),
         "std_snr": snr.std(correction=0).item(),

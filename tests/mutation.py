@@ -83,6 +83,8 @@ EXPLAINED = {
         )
     },
     "snr.TINY: 1e-280 -> 2e-280": "any number that is not zero, for an empty memory",
+    "snr.snr_stats: (noise / fast_weights.shape[-1]).sqrt().to(wide) -> "
+    "(noise / fast_weights.shape[-1]).sqrt()": "float64 where float32 would do",
     "model.SHORTEST: 1e-12 -> 2e-12": "any number far below the length of a key",
     "model.FEW: 64 -> 128": "changes the speed, not the result",
     "model.blend_back: previous(x, last, first).sub_(x).mul_(dmixed).sum((0, 1)) -> "

@@ -369,6 +369,13 @@ def test_the_bound_holds_for_writes_that_take_away(length):
     assert (size <= (1 + 1e-12) * found[1].bound).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_statistics_of_few_digits_are_of_all_digits(dtype):
+    memory = torch.randn(2, 3, DIM, DIM).to(dtype)
+    found, wanted = snr_stats(memory, 2), snr_stats(memory.double(), 2)
+    assert found == pytest.approx(wanted, rel=1e-5) and isinstance(found["threshold"], float)
+
+
 def test_an_empty_memory_has_no_snr():
     assert snr_stats(torch.zeros(1, 1, DIM, DIM))["mean_snr"] == 0
 
