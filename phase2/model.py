@@ -408,9 +408,8 @@ def linear(x, weight):
     if convolved(x):  # dilation changes nothing here, but with it one thread takes oneDNN too
         y = rows_of(F.conv2d(image(x), weight[:, :, None, None], dilation=2))
     elif shared(x, weight):
-        parts, rows = weight.view(-1, PART, d), x.reshape(-1, d)
-        y = torch.bmm(rows.expand(n // PART, *rows.shape), parts.mT)  # (n / PART, rows, PART)
-        y = y.transpose(0, 1)
+        parts = weight.view(-1, PART, d).mT  # (n / PART, d, PART)
+        y = torch.bmm(x.reshape(-1, d).expand(n // PART, -1, -1), parts).transpose(0, 1)
     else:
         return F.linear(x, weight)
     return y.reshape(*x.shape[:-1], n)
