@@ -71,7 +71,9 @@ def common(
 
 Texts = Annotated[
     list[Path],
-    typer.Option("--text", help="Text file; repeatable.", exists=True, dir_okay=False),
+    typer.Option(
+        "--text", metavar="FILE", help="Text file; repeatable.", exists=True, dir_okay=False
+    ),
 ]
 Checkpoint = Annotated[
     str,
@@ -145,7 +147,10 @@ def train(
     text: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Text file; repeatable. Not needed to --resume.", exists=True, dir_okay=False
+            metavar="FILE",
+            help="Text file; repeatable. Not needed to --resume.",
+            exists=True,
+            dir_okay=False,
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the run and the model.")] = Path("run"),
@@ -175,13 +180,16 @@ def train(
         int, typer.Option(help="Stop after so many evaluations without a new best.")
     ] = 1000,
     seed: Annotated[
-        int, typer.Option(help="Of the weights and of the order of the text.", max=2**32)
+        int,
+        typer.Option(
+            metavar="<int>", help="Of the weights and of the order of the text.", max=2**32
+        ),
     ] = 0,
     precision: Annotated[Precision | None, typer.Option(help="[default: float32]")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
 ) -> None:
-    """Train a model on text files. Ctrl-C saves; --resume goes on, exactly, with the options
-    the run was started with.
+    """Train a model on text files. Ctrl-C saves, and so does the end of the terminal; --resume goes
+    on, exactly, with the options the run was started with.
 
     A run that has ended cannot be made longer: start another with --init, at a lower rate.
 
@@ -348,7 +356,9 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most probable tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep this much probability.")] = None,
-    seed: Annotated[int | None, typer.Option(help="For the same text again.", max=2**32)] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="<int>", help="For the same text again.", max=2**32)
+    ] = None,
     device: Device = None,
 ) -> None:
     """Continue a prompt, token by token; without one, a session that remembers what was said.
@@ -408,7 +418,9 @@ def diagnose(
     numbers: Annotated[
         Path | None, typer.Option("--json", help="Write the numbers to this file, too.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Read at most so many.")] = 8192,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="<int>", min=2, help="Read at most so many.")
+    ] = 8192,
     device: Device = None,
 ) -> None:
     """Look into the memories while a model reads text files, and write a report."""
