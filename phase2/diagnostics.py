@@ -146,7 +146,7 @@ def effective_rank(fast_weights):
     s = torch.linalg.svdvals(torch.where(finite, fast_weights.float(), 0.0))  # (..., D)
     total = s.sum(-1)
     # p_i = s_i / Σ s_j;  r = exp(−Σ p_i ln p_i)
-    p = s / total.clamp(min=torch.finfo(s.dtype).tiny)[..., None]
+    p = s / total[..., None]
     rank = torch.where(total > 0, torch.exp(torch.special.entr(p).sum(-1)), 0.0)
     return torch.where(finite[..., 0, 0], rank, torch.nan)
 

@@ -83,6 +83,14 @@ EXPLAINED = {
         )
     },
     "snr.TINY: 1e-280 -> 2e-280": "any number that is not zero, for an empty memory",
+    "inference.PIECE: 1024 -> 2048": "changes the speed, not the result",
+    "diagnostics.SNAPSHOTS: 128 -> 256": "a choice: how many a figure shows",
+    "diagnostics.REACH: 512 -> 1024": "a choice: how far a window is measured",
+    "diagnostics.plain: isinstance(value, float) -> value": "numbers and None are all it is given",
+    "diagnostics.equally_driven: 1.0 -> 2.0": "times the bound of an empty memory, 0",
+    "training.evaluate_run: str(error) -> error": "formatted all the same",
+    "training.new_accelerator: torch.cuda.is_available() -> torch.cuda": "needs a GPU",
+    "training.rng_state: torch.cuda.get_rng_state() -> torch.cuda": "needs a GPU",
     "snr.snr_stats: (noise / fast_weights.shape[-1]).sqrt().to(wide) -> "
     "(noise / fast_weights.shape[-1]).sqrt()": "float64 where float32 would do",
     "model.SHORTEST: 1e-12 -> 2e-12": "any number far below the length of a key",
@@ -248,6 +256,21 @@ def run_original(cells, namespace=None):
             run_cell(cell, cell.source, namespace)
 
 
+@contextlib.contextmanager
+def same_files(home):
+    """Afterwards the working directory is as it was, unless it is the home of the notebook."""
+    here = Path.cwd()
+    if here == home:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        shutil.copytree(here, copy, dirs_exist_ok=True)
+        yield
+        for path in here.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.copytree(copy, here, dirs_exist_ok=True)
+
+
 def run_mutant(cells, first, namespace, limit):
     """Run code cells in a forked child, the first with another source; returns what failed."""
     reading, writing = os.pipe()
@@ -309,7 +332,8 @@ def check(path, per_function=6, seed=0):
         namespace = {"__name__": "__main__"}
         for i, cell in enumerate(cells):
             for mutant in (m for m in chosen if m.cell == cell.id):
-                killer = run_mutant(cells[i:], mutant.source, namespace, 30 + 2 * seconds)
+                with same_files(path.parent):
+                    killer = run_mutant(cells[i:], mutant.source, namespace, 30 + 2 * seconds)
                 yield mutant, killer or killed_by_tests(notebook, mutant)
             run_original([cell], namespace)
 

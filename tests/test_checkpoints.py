@@ -385,7 +385,8 @@ def test_a_harmful_file_is_refused_and_nothing_of_it_runs(model, tmp_path, kind,
         path.write_bytes(pickle.dumps(Harm(proof), protocol=int(kind[-1])))
     else:
         torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
-    refused(path, "refused, nothing in it was run")
+    with pytest.raises(CheckpointError, match="refused, nothing in it was run$"):
+        from_pretrained(path)
     if name == "training.pt":
         with pytest.raises(CheckpointError, match="nothing in it was run"):
             train(create_phase2_model(**TINY), text_data(TEXT), out=tmp_path, resume=True)
@@ -428,6 +429,11 @@ def test_a_push_that_fails_leaves_the_new_model(folder, monkeypatch):
     with pytest.raises(ConnectionError):
         save_pretrained(model, folder, push_to_hub=True)
     assert from_pretrained(folder).config == model.config
+
+
+def test_a_model_may_know_fewer_tokens_than_there_are_bytes():
+    hub = to_hub(create_phase2_model(d_model=8, n_layers=1, n_heads=1, vocab_size=100))
+    assert isinstance(hub.tokenizer, ByteTokenizer)
 
 
 def test_a_model_keeps_no_tokenizer_that_is_too_large(tmp_path):

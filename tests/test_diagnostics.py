@@ -16,10 +16,14 @@ from phase2.diagnostics import (
     decaying_rank,
     diagnose,
     doubling,
+    draw_gamma,
     draw_memory,
+    draw_stable,
     effective_rank,
     forgetting,
     is_place,
+    layer_color,
+    mean,
     measured_window,
     number,
     observe,
@@ -489,3 +493,35 @@ def test_indices_from_numpy(model, ids):
 )
 def test_numbers_in_three_digits(x, shown):
     assert number(x) == shown
+
+
+def test_a_long_text_has_no_more_snapshots_than_a_figure_shows(model):
+    long = torch.randint(0, 256, (20 * SNAPSHOTS + 1,))
+    assert SNAPSHOTS // 2 < len(diagnose(model, long).tokens) <= SNAPSHOTS
+
+
+def test_the_mean_of_what_there_is():
+    assert mean([1.0, None, 3.0]) == 2.0
+    assert mean([None]) is None
+
+
+@pytest.mark.parametrize("layers", [1, 2, 20])
+def test_figures_tell_layers_apart(layers):
+    figures = pytest.importorskip("matplotlib.figure")
+    assert len({layer_color(layer, layers) for layer in range(layers)}) == layers
+    gammas = [[[0.1, 0.2]] * 3] * layers  # three snapshots of two heads
+    stable = [{"stable_ratio": [1.0, 0.0, None]}] * layers
+    diagnostics = {"gamma_values": gammas, "stability_metrics": stable}
+    report = SimpleNamespace(diagnostics=diagnostics, memory=[None] * layers, tokens=[10, 20, 30])
+    heat, bars = figures.Figure().subplots(2)
+    draw_gamma(heat, report), draw_stable(bars, report)
+    step = -(-layers // 8)
+    assert heat.images[0].get_extent() == [0, 30, 2 * layers - 0.5, -0.5]
+    assert heat.get_yticks().tolist() == [2 * layer - 0.5 for layer in range(0, layers, step)]
+    assert bars.get_xticks().tolist() == list(range(0, layers, step))
+    assert [bar.get_height() for bar in bars.patches] == [0.5] * layers
+
+
+def test_figures_have_a_legend(report):
+    pytest.importorskip("matplotlib")
+    assert any(axes.get_legend() for axes in report.plot().axes)

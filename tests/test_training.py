@@ -31,13 +31,16 @@ from phase2.training import (
     ByteTokenizer,
     CheckpointError,
     TextWindows,
+    Tokens,
     TrainSettings,
     as_tokenizer,
     batch_starts,
     bits_per_byte,
     parameter_groups,
     read_torch,
+    rng_state,
     schedule,
+    set_rng_state,
     split_documents,
     summary,
     text_data,
@@ -155,10 +158,10 @@ def test_ctrl_c_saves_after_the_step_and_resumes_exactly(unbroken, tmp_path):
         if entry["step"] == 8:
             os.kill(os.getpid(), signal.SIGINT)
 
-    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever came before
     with pytest.raises(KeyboardInterrupt, match="stopped after step 9, saved in"):
         train(tiny(), DATA, **RUN, out=tmp_path, on_step=on_step)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert read_torch(tmp_path / "training.pt")["step"] == 9
     assert train(tiny(seed=1), DATA, **RUN, out=tmp_path, resume=True) == unbroken[1]
 
@@ -215,12 +218,47 @@ train(model, text_data("ab" * 5000), **settings, out={str(tmp_path)!r})
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_a_ctrl_c_after_it_stops_at_once(first):
+    passed = []
+
     def on_step(entry):
-        os.kill(os.getpid(), first)
-        os.kill(os.getpid(), signal.SIGINT)
+        for number in (first, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)  # so that they are noted in this order
+            passed.append(number)
 
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), DATA, **RUN, on_step=on_step)
+    assert passed == [first]
+
+
+def test_a_batch_is_read_in_pieces():
+    rows, model = [], tiny()
+    model.embedding.register_forward_hook(lambda _, ids, __: rows.append(len(ids[0])))
+    run = RUN | {"steps": 1, "batch_size": 12, "accumulate": 3, "evaluate_windows": 6}
+    train(model, DATA, **run)
+    assert rows == [4, 4, 4, 4, 2]  # of the batch, and of what is held out
+
+
+def test_a_held_out_text_shorter_than_a_window_is_evaluated():
+    data = DATA._replace(held_out=Tokens(DATA.held_out.ids[:7], 7))
+    assert train(tiny(), data, **RUN | {"steps": 6})[-1]["held_out"] > 0
+
+
+def test_a_gpu_is_repeatable_while_training_and_as_it_was_after_it(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which it would leave behind
+    for before in (False, True):
+        torch.use_deterministic_algorithms(before, warn_only=before)
+        with training.repeatable(torch.device("cuda")):
+            assert torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled() == before
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == before
+    torch.use_deterministic_algorithms(False)
+
+
+def test_random_numbers_of_numpy_are_restored_too():
+    state, drawn = rng_state(), (np.random.rand(), random.random(), torch.rand(()).item())
+    set_rng_state(state)
+    assert (np.random.rand(), random.random(), torch.rand(()).item()) == drawn
 
 
 def test_a_run_may_go_on_in_other_pieces(unbroken, tmp_path):
@@ -419,6 +457,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
     with pytest.raises(FloatingPointError, match="step 1.*learning_rate"):
         train(model, DATA, **RUN)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_the_step_whose_loss_is_not_finite_is_named():
+    model = tiny()
+
+    def on_step(entry):
+        if entry["step"] == 2:
+            model.head.weight.data[0, 0] = math.inf
+
+    with pytest.raises(FloatingPointError, match="^step 3: the loss is"):
+        train(model, DATA, **RUN, on_step=on_step)
 
 
 # Is it learning?
@@ -779,6 +828,7 @@ def test_a_model_that_gets_another_tokenizer_says_so():
     with warnings.catch_warnings(action="error"):
         train(model, pairs, **RUN | {"steps": 4})
         train(model, pairs, **RUN | {"steps": 4})  # the same
+        train(model, text_data(TEXT, "bpe", vocab_size=300), **RUN | {"steps": 4})  # an equal one
     with pytest.warns(UserWarning, match="another tokenizer than the text"):
         train(model, DATA, **RUN | {"steps": 4})
 
