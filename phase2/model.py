@@ -368,7 +368,8 @@ def look_back(k, mix, last, mask=None):
 PART = 64  # rows of a weight that one thread reads at a time
 FEW = 64  # rows of x up to which reading the weight is what a product costs
 MANY = 20480  # numbers in x above which PyTorch leaves a convolution to oneDNN
-INTEL = "Intel" in getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
+# before PyTorch 2.11 nobody says, and then all is left to it
+INTEL = "Intel" in getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "Intel")
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 

@@ -231,6 +231,14 @@ def test_a_ctrl_c_after_it_stops_at_once(first):
     assert passed == [first]
 
 
+def test_the_bar_says_how_it_goes_where_one_is_asked_for(capsys):
+    train(tiny(), DATA, **RUN | {"steps": 6})
+    assert not capsys.readouterr().err
+    train(tiny(), DATA, **RUN | {"steps": 6, "progress": True})
+    shown = capsys.readouterr().err
+    assert "6/6" in shown and "bits/byte" in shown and "held out" in shown
+
+
 def test_a_batch_is_read_in_pieces():
     rows, model = [], tiny()
     model.embedding.register_forward_hook(lambda _, ids, __: rows.append(len(ids[0])))
