@@ -257,21 +257,17 @@ def run_original(cells, namespace=None):
 
 
 @contextlib.contextmanager
-def same_files(home):
-    """Afterwards the working directory is as it was, unless it is the home of the notebook."""
+def own_files(home):
+    """A copy of the working directory if that is a notebook's temporary one, else itself."""
     here = Path.cwd()
-    if here == home:
-        yield
+    if here == home or not here.is_relative_to(Path(tempfile.gettempdir()).resolve()):
+        yield here
         return
     with tempfile.TemporaryDirectory() as copy:
-        shutil.copytree(here, copy, dirs_exist_ok=True)
-        yield
-        for path in here.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        shutil.copytree(copy, here, dirs_exist_ok=True)
+        yield shutil.copytree(here, copy, dirs_exist_ok=True)
 
 
-def run_mutant(cells, first, namespace, limit):
+def run_mutant(cells, first, namespace, limit, place="."):
     """Run code cells in a forked child, the first with another source; returns what failed."""
     reading, writing = os.pipe()
     if not (child := os.fork()):
@@ -280,6 +276,7 @@ def run_mutant(cells, first, namespace, limit):
             signal.alarm(int(10 * limit))  # ... and a deadlock takes none
             for fd in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+            os.chdir(place)
             for source, cell in zip([first, *(c.source for c in cells[1:])], cells):
                 run_cell(cell, source, namespace)
         except BaseException as error:
@@ -328,12 +325,14 @@ def check(path, per_function=6, seed=0):
     ):
         seconds = time.process_time()
         run_original(cells)  # it must pass; it also imports now what children would import again
+        os.chdir(path.parent)  # wherever it has gone
         seconds = time.process_time() - seconds
         namespace = {"__name__": "__main__"}
         for i, cell in enumerate(cells):
             for mutant in (m for m in chosen if m.cell == cell.id):
-                with same_files(path.parent):
-                    killer = run_mutant(cells[i:], mutant.source, namespace, 30 + 2 * seconds)
+                with own_files(path.parent) as place:
+                    limit = 30 + 2 * seconds
+                    killer = run_mutant(cells[i:], mutant.source, namespace, limit, place)
                 yield mutant, killer or killed_by_tests(notebook, mutant)
             run_original([cell], namespace)
 

@@ -1,5 +1,7 @@
 """The mutator of mutation.py on a toy notebook: it makes the mistakes it says and sees them die."""
 
+from pathlib import Path
+
 import mutation
 import nbformat
 import pytest
@@ -125,3 +127,17 @@ def test_explained_mutants_exist():
     exporting = [notebook for notebook in notebooks if "phase2" in notebook.metadata]
     made = {mutant.name for notebook in exporting for mutant in mutation.mutants(notebook)}
     assert not mutation.EXPLAINED.keys() - made
+
+
+def test_a_mutant_has_files_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("as it was")
+    monkeypatch.chdir(tmp_path)
+    with mutation.own_files(tmp_path.parent) as place:
+        assert (Path(place) / "file").read_text() == "as it was"
+        (Path(place) / "file").write_text("changed")
+    assert (tmp_path / "file").read_text() == "as it was" and not Path(place).exists()
+    with mutation.own_files(tmp_path) as place:  # the home of the notebook
+        assert place == tmp_path
+    monkeypatch.chdir("/")  # no temporary folder
+    with mutation.own_files(tmp_path) as place:
+        assert place == Path("/")

@@ -247,6 +247,12 @@ def test_a_batch_is_read_in_pieces():
     assert rows == [4, 4, 4, 4, 2]  # of the batch, and of what is held out
 
 
+def test_a_model_that_is_never_evaluated_is_ready_for_use_too():
+    model = tiny()
+    train(model, text_data(TEXT, held_out=0), **RUN | {"steps": 4})
+    assert not model.training
+
+
 def test_a_held_out_text_shorter_than_a_window_is_evaluated():
     data = DATA._replace(held_out=Tokens(DATA.held_out.ids[:7], 7))
     assert train(tiny(), data, **RUN | {"steps": 6})[-1]["held_out"] > 0
