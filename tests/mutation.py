@@ -260,17 +260,18 @@ def run_original(cells, namespace=None):
 
 
 @contextlib.contextmanager
-def own_files(home):
-    """A copy of the working directory if that is a notebook's temporary one, else itself."""
+def restored(folder):
+    """Afterwards the files in a folder are as they were."""
     here = Path.cwd()
-    if here == home or not here.is_relative_to(Path(tempfile.gettempdir()).resolve()):
-        yield here
-        return
-    with tempfile.TemporaryDirectory() as copy:
-        yield shutil.copytree(here, copy, dirs_exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=Path(folder).parent) as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        yield
+        shutil.rmtree(folder)
+        shutil.copytree(copy, folder)
+    os.chdir(here)  # which may be another folder of the same name now
 
 
-def run_mutant(cells, first, namespace, limit, place="."):
+def run_mutant(cells, first, namespace, limit):
     """Run code cells in a forked child, the first with another source; returns what failed."""
     reading, writing = os.pipe()
     if not (child := os.fork()):
@@ -279,7 +280,6 @@ def run_mutant(cells, first, namespace, limit, place="."):
             signal.alarm(int(10 * limit))  # ... and a deadlock takes none
             for fd in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
-            os.chdir(place)
             for source, cell in zip([first, *(c.source for c in cells[1:])], cells):
                 run_cell(cell, source, namespace)
         except BaseException as error:
@@ -323,6 +323,8 @@ def check(path, per_function=6, seed=0):
     quiet = {"explore": lambda *_, **__: None, "show": lambda figure, alt: plt.close(figure)}
     with (
         contextlib.chdir(path.parent),
+        tempfile.TemporaryDirectory() as scratch,
+        mock.patch("tempfile.tempdir", scratch),  # what notebooks write goes there
         mock.patch.multiple(phase2.display, **quiet),
         mock.patch("myst_nb.glue", lambda *_, **__: None),
     ):
@@ -333,9 +335,8 @@ def check(path, per_function=6, seed=0):
         namespace = {"__name__": "__main__"}
         for i, cell in enumerate(cells):
             for mutant in (m for m in chosen if m.cell == cell.id):
-                with own_files(path.parent) as place:
-                    limit = 30 + 2 * seconds
-                    killer = run_mutant(cells[i:], mutant.source, namespace, limit, place)
+                with restored(scratch):
+                    killer = run_mutant(cells[i:], mutant.source, namespace, 30 + 2 * seconds)
                 yield mutant, killer or killed_by_tests(notebook, mutant)
             run_original([cell], namespace)
 

@@ -129,15 +129,10 @@ def test_explained_mutants_exist():
     assert not mutation.EXPLAINED.keys() - made
 
 
-def test_a_mutant_has_files_of_its_own(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("as it was")
+def test_what_a_mutant_writes_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "old").write_text("as it was")
     monkeypatch.chdir(tmp_path)
-    with mutation.own_files(tmp_path.parent) as place:
-        assert (Path(place) / "file").read_text() == "as it was"
-        (Path(place) / "file").write_text("changed")
-    assert (tmp_path / "file").read_text() == "as it was" and not Path(place).exists()
-    with mutation.own_files(tmp_path) as place:  # the home of the notebook
-        assert place == tmp_path
-    monkeypatch.chdir("/")  # no temporary folder
-    with mutation.own_files(tmp_path) as place:
-        assert place == Path("/")
+    with mutation.restored(tmp_path):
+        (tmp_path / "old").write_text("changed")
+        (tmp_path / "new").touch()
+    assert [(path.name, path.read_text()) for path in Path().iterdir()] == [("old", "as it was")]
