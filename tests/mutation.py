@@ -83,9 +83,14 @@ EXPLAINED = {
         )
     },
     "snr.TINY: 1e-280 -> 2e-280": "any number that is not zero, for an empty memory",
-    "checkpoints.digest: return found.hexdigest() -> return 2 * found.hexdigest()": (
-        "names the same weights alike, and others not"
-    ),
+    **{
+        f"checkpoints.{change}": "names the same weights alike, and others not"
+        for change in (
+            "digest: return found.hexdigest() -> return 2 * found.hexdigest()",
+            "identity: return hashlib.sha256(f'{digest(weights)}{config}'.encode()).hexdigest() -> "
+            "return 2 * hashlib.sha256(f'{digest(weights)}{config}'.encode()).hexdigest()",
+        )
+    },
     "inference.PIECE: 1024 -> 2048": "changes the speed, not the result",
     "diagnostics.SNAPSHOTS: 128 -> 256": "a choice: how many a figure shows",
     "diagnostics.REACH: 512 -> 1024": "a choice: how far a window is measured",

@@ -431,6 +431,12 @@ def test_a_push_that_fails_leaves_the_new_model(folder, monkeypatch):
     assert from_pretrained(folder).config == model.config
 
 
+def test_the_configuration_of_a_saved_model_is_its_own(tmp_path):
+    model = create_phase2_model(d_model=8, n_layers=1, n_heads=1)
+    to_hub(model).save_pretrained(tmp_path, config={"d_model": 16})  # an option of the mixin
+    assert from_pretrained(tmp_path).config == model.config
+
+
 def test_a_model_may_know_fewer_tokens_than_there_are_bytes(tmp_path):
     model = create_phase2_model(d_model=8, n_layers=1, n_heads=1, vocab_size=100)
     save_pretrained(model, tmp_path, ByteTokenizer())
