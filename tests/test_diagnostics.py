@@ -523,5 +523,7 @@ def test_figures_tell_layers_apart(layers):
 
 
 def test_figures_have_a_legend(report):
-    pytest.importorskip("matplotlib")
-    assert any(axes.get_legend() for axes in report.plot().axes)
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figure = report.plot()
+    assert any(axes.get_legend() for axes in figure.axes)
+    pyplot.close(figure)
