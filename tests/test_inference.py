@@ -84,6 +84,12 @@ def test_the_global_random_state_is_used_as_topk_and_multinomial_use_it():
     assert torch.equal(ours, tokens.gather(1, place).squeeze(1))
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-9])
+def test_no_temperature_is_too_small(temperature):
+    logits = torch.tensor([[1.0, 30.0, 2.0], [-5.0, -9.0, -7.0]])
+    assert choose_token(logits, temperature).tolist() == [1, 0]
+
+
 def test_prompts_of_different_lengths_are_continued_as_if_alone(model):
     lengths = [1, 5, 16, 17, 40]
     ids = [prompts(n) for n in lengths]
