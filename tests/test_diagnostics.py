@@ -467,6 +467,9 @@ def test_the_mean_rate_of_a_text_weighs_pieces_by_their_tokens(model, ids):
 
 def test_a_rank_that_there_is_none_of():
     assert effective_rank(torch.full((4, 4), torch.nan)).isnan()
+    somewhere = torch.eye(4)
+    somewhere[2, 3] = torch.inf
+    assert effective_rank(somewhere).isnan()
     found = effective_rank(torch.stack((torch.eye(4), torch.full((4, 4), torch.inf))))
     assert found[0] == pytest.approx(4) and found[1].isnan()
     for gamma in (0.0, -1.0, math.nan):

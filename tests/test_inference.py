@@ -450,7 +450,9 @@ def test_a_session_ends_at_ctrl_c(model):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    interact(model, read=interrupted, write=lambda *x: None)
+    written = []
+    interact(model, read=interrupted, write=lambda *x: written.append(x))
+    assert written == [()]  # the shell's prompt begins a line
 
 
 def test_tokenizers_that_drop_a_space_at_the_beginning():
