@@ -457,9 +457,10 @@ class FeedForward(torch.autograd.Function):
         refuse_second_derivative()
         *inputs, up, down, relu = ctx.saved_tensors
         dy = dy.reshape(-1, dy.shape[-1])
-        dsquare, ddown = linear_back(2 * dy, relu.square(), down)  # 2 for the square, …
-        dmixed, dup = linear_back(dsquare.mul_(relu), blend(*inputs).flatten(0, 1), up)
-        return *blend_back(dmixed.view_as(inputs[0]), *inputs), None, dup, ddown / 2  # … but here
+        # the derivative of r² is 2 r; dy is where doubling costs least, and W↓ wants half of that
+        dhidden, ddown = linear_back(2 * dy, relu.square(), down)
+        dmixed, dup = linear_back(dhidden.mul_(relu), blend(*inputs).flatten(0, 1), up)
+        return *blend_back(dmixed.view_as(inputs[0]), *inputs), None, dup, ddown / 2
 
 
 # %% notebooks/07_model.ipynb#feed-forward

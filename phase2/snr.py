@@ -125,9 +125,9 @@ def rejected(weights, threshold):
     gram, dtype = gram_matrix(weights), torch.promote_types(weights.dtype, torch.float32)
     noise = noise_energy(gram)
     tau2 = threshold**2 * noise  # τ² = θ² σ² D
-    factor = torch.linalg.cholesky_ex(lift(gram, tau2)).L  # L
+    factor = torch.linalg.cholesky_ex(lift(gram, tau2)).L
     shift = lift(torch.zeros_like(gram), tau2.sqrt())
-    root = torch.linalg.solve_triangular(factor, shift, upper=False).to(dtype)
+    root = torch.linalg.solve_triangular(factor, shift, upper=False).to(dtype)  # τ L⁻¹
     return noise, root, 1 - root.square().sum((-2, -1)) / root.shape[-1]
 
 

@@ -1,4 +1,5 @@
-"""Does anything notice when the mathematics is wrong? Mutation testing of the mechanism modules.
+"""Does anything notice when the mathematics is wrong? Mutation testing of the mechanism modules,
+or of others by name.
 
     python tests/mutation.py [module ...] [--per-function 6] [--seed 0] [--list]
 
@@ -9,8 +10,8 @@ package. Printed outputs are not compared: an assertion has to fail. Survivors a
 the exit status is 1 if there is one that EXPLAINED does not name.
 
 The notebook runs once, in this process, and at every export cell forks a child for each mutant of
-that cell: a mutant costs no more than the cells after it. All modules take about ten minutes on
-one core.
+that cell: a mutant costs no more than the cells after it. The mechanisms take about ten minutes
+on one core. What a mutant writes into temporary folders is undone.
 """
 
 import argparse
